@@ -1,0 +1,90 @@
+"""Everything that can go wrong while a photograph is answered, as one tree.
+
+    ServingError
+    ├── RequestError                  the client's side; the text says what to change
+    │   ├── MalformedRequest          400  a field is missing, a parameter has no such value
+    │   ├── UnknownModel              404  no model of that name is served here
+    │   ├── TooManyBytes              413  the body is larger than the limit
+    │   ├── TooManyPixels             413  the header announces more pixels than the limit
+    │   ├── UnsupportedFormat         415  not an accepted image format
+    │   └── UndecodableImage          422  an accepted format, but damaged or empty
+    └── ServerError                   our side; trying again may help
+        ├── Overloaded                503  more work waits than the limit allows
+        ├── ModelNotReady             503  the model is missing, damaged or not loaded yet
+        └── DeadlineExceeded          504  no answer within the request's time
+
+`PROBLEMS` maps each leaf to its HTTP status and RFC 9457 title; a test fails on a leaf it lacks.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Final, NamedTuple
+
+
+class ServingError(Exception):
+    """Base of the tree; `str(error)` is one sentence fit for the person who asked."""
+
+
+class RequestError(ServingError):
+    """The request cannot be answered as it stands."""
+
+
+class MalformedRequest(RequestError):
+    """A field is missing or a parameter has a value that does not exist."""
+
+
+class UnknownModel(RequestError):
+    """The request names a model that is not served here."""
+
+
+class TooManyBytes(RequestError):
+    """The upload is larger than the byte limit."""
+
+
+class TooManyPixels(RequestError):
+    """The image's header announces more pixels than the limit."""
+
+
+class UnsupportedFormat(RequestError):
+    """The bytes are not an image of an accepted format."""
+
+
+class UndecodableImage(RequestError):
+    """The bytes claim an accepted format but cannot be decoded."""
+
+
+class ServerError(ServingError):
+    """The request is fine; the server could not answer it now."""
+
+
+class Overloaded(ServerError):
+    """The queue is full."""
+
+
+class ModelNotReady(ServerError):
+    """The model's files are missing, damaged, or the backend has not loaded them."""
+
+
+class DeadlineExceeded(ServerError):
+    """The answer did not come in time."""
+
+
+class Problem(NamedTuple):
+    """Status and title of one problem type (RFC 9457)."""
+
+    status: HTTPStatus
+    title: str
+
+
+PROBLEMS: Final[dict[type[ServingError], Problem]] = {
+    MalformedRequest: Problem(HTTPStatus.BAD_REQUEST, "Malformed request"),
+    UnknownModel: Problem(HTTPStatus.NOT_FOUND, "Unknown model"),
+    TooManyBytes: Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "Too many bytes"),
+    TooManyPixels: Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "Too many pixels"),
+    UnsupportedFormat: Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Not an accepted image format"),
+    UndecodableImage: Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "Image cannot be decoded"),
+    Overloaded: Problem(HTTPStatus.SERVICE_UNAVAILABLE, "Overloaded"),
+    ModelNotReady: Problem(HTTPStatus.SERVICE_UNAVAILABLE, "Model not ready"),
+    DeadlineExceeded: Problem(HTTPStatus.GATEWAY_TIMEOUT, "Deadline exceeded"),
+}
