@@ -1,0 +1,195 @@
+"""An image folder becomes batches: decode once, then crop, mirror and colour noise per epoch.
+
+    ROOT/train/<class>/*  ROOT/val/<class>/*
+
+Images are decoded by `serving.preprocess`, so training sees exactly what serving will: the
+256x256 centre square, RGB uint8. Every batch is a pure function of (seed, epoch, step), so a
+resumed run sees the very batches that an undisturbed one would have seen.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from serving.contract import CHANNELS, CROP_SIZE, RESIZE_SIZE
+from serving.errors import RequestError
+from serving.postprocess import Label
+from serving.preprocess import Pixels, decode_square
+
+Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
+
+IMAGENET_CLASSES: Final = Path(__file__).with_name("imagenet1k.csv")
+SUFFIXES: Final = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
+)
+
+PCA_EIGENVALUES: Final = np.array([0.2175, 0.0188, 0.0045], np.float32)
+PCA_EIGENVECTORS: Final = np.array(
+    [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]], np.float32
+)
+"""Principal components of RGB over ILSVRC's training pixels, scaled 0..1: the values published
+with Krizhevsky's cuda-convnet and used by Torch's ImageNet recipe (fb.resnet.torch)."""
+
+
+class DataError(Exception):
+    """The image folder cannot be trained on; the text names the folder and what it lacks."""
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """One split: the classes in the order of their folder names, and every image with its class."""
+
+    classes: tuple[str, ...]
+    paths: tuple[Path, ...]
+    targets: tuple[int, ...]
+
+    @classmethod
+    def scan(cls, root: Path, classes: Sequence[str] | None = None) -> ImageFolder:
+        """List `root`/<class>/*; with `classes`, in their order and refusing any other folder."""
+        if not root.is_dir():
+            raise DataError(f"{root}: no such folder; expected {root}/<class>/<images>")
+        found = sorted(folder.name for folder in root.iterdir() if folder.is_dir())
+        if classes is None:
+            classes = found
+        unknown = sorted(set(found) - set(classes))
+        if unknown:
+            raise DataError(f"{root}: folders of no class of the model: {', '.join(unknown[:5])}")
+        if not classes:
+            raise DataError(f"{root}: no class folders in it; expected {root}/<class>/<images>")
+        paths: list[Path] = []
+        targets: list[int] = []
+        for target, name in enumerate(classes):
+            images = sorted(p for p in (root / name).glob("*") if p.suffix.lower() in SUFFIXES)
+            if not images:
+                raise DataError(f"{root / name}: no images in it")
+            paths += images
+            targets += [target] * len(images)
+        return cls(tuple(classes), tuple(paths), tuple(targets))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+def labels_of(classes: Sequence[str]) -> list[Label]:
+    """Folder names -> labels; WordNet ids of ILSVRC 2012 get their English name."""
+    with IMAGENET_CLASSES.open(newline="", encoding="utf-8") as file:
+        names = {row["wnid"]: row["name"] for row in csv.DictReader(file)}
+    return [Label(name, names.get(name, name)) for name in classes]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A split in memory: squares uint8 [N, 256, 256, 3] and targets int64 [N]."""
+
+    squares: Pixels
+    targets: Integers
+
+    @classmethod
+    def read(
+        cls, folder: ImageFolder, workers: int, advance: Callable[[], None] = lambda: None
+    ) -> Decoded:
+        """Decode every image of `folder`; one that cannot be decoded is an error that names it."""
+        shape = (len(folder), RESIZE_SIZE, RESIZE_SIZE, CHANNELS)
+        squares = np.empty(shape, np.uint8)
+
+        def read(index: int) -> None:
+            try:
+                squares[index] = decode_square(folder.paths[index].read_bytes())
+            except RequestError as error:
+                raise DataError(f"{folder.paths[index]}: {error}") from error
+
+        with ThreadPoolExecutor(workers) as pool:
+            for _ in pool.map(read, range(len(folder))):
+                advance()
+        return cls(squares, np.array(folder.targets, np.int64))
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random views; `crop_min` 224 is the paper's crop, smaller ones are resized to the target."""
+
+    crop_min: int = 150
+    crop_max: int = RESIZE_SIZE
+    brightness: float = 0.2
+    colour_noise: float = 0.1
+
+    def view(self, square: Pixels, size: int, rng: np.random.Generator) -> Pixels:
+        """uint8 [256, 256, 3] -> uint8 [size, size, 3]: random square window, mirrored half the time."""
+        side = int(rng.integers(self.crop_min, self.crop_max + 1))
+        top, left = (int(rng.integers(0, RESIZE_SIZE - side + 1)) for _ in range(2))
+        view = square[top : top + side, left : left + side]
+        if side != size:
+            resized = Image.fromarray(view).resize((size, size), Image.Resampling.BILINEAR)
+            view = np.asarray(resized)
+        return view[:, ::-1] if rng.random() < 0.5 else view
+
+    def colour(self, count: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
+        """Factor [N, 1, 1, 1] and offset [N, 1, 1, 3] (pixel units) for each image of a batch.
+
+        The offset is section 4.1's: principal components of RGB times their eigenvalues times
+        N(0, 0.1), drawn once per image.
+        """
+        gain = rng.uniform(1 - self.brightness, 1 + self.brightness, (count, 1, 1, 1))
+        drawn = rng.normal(0, self.colour_noise, (count, 3)) * PCA_EIGENVALUES
+        offset = 255 * (drawn @ PCA_EIGENVECTORS.T)
+        return gain.astype(np.float32), offset.reshape(count, 1, 1, 3).astype(np.float32)
+
+
+PAPER_AUGMENTATION: Final = Augmentation(crop_min=CROP_SIZE, crop_max=CROP_SIZE, brightness=0.0)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Views uint8 [N, S, S, 3], gain [N, 1, 1, 1], offset [N, 1, 1, 3], targets int64 [N]."""
+
+    views: Pixels
+    gain: Floats
+    offset: Floats
+    targets: Integers
+
+
+def training_batch(
+    data: Decoded, augmentation: Augmentation, rows: Integers, size: int, seed: tuple[int, ...]
+) -> Batch:
+    """The batch of images `rows`, augmented with random numbers that depend on `seed` alone."""
+    rng = np.random.default_rng(seed)
+    views = np.empty((len(rows), size, size, CHANNELS), np.uint8)
+    for position, row in enumerate(rows):
+        views[position] = augmentation.view(data.squares[row], size, rng)
+    return Batch(views, *augmentation.colour(len(rows), rng), data.targets[rows])
+
+
+def epoch_order(count: int, batch_size: int, seed: int, epoch: int) -> list[Integers]:
+    """A shuffle of 0..count-1 in whole batches; an image left over this time comes next time.
+
+    A data set smaller than one batch is one batch.
+    """
+    order = np.random.default_rng((seed, epoch)).permutation(count)
+    whole = max(1, count // batch_size)
+    return [order[i * batch_size : (i + 1) * batch_size] for i in range(whole)]
+
+
+def prefetched(jobs: Sequence[Callable[[], Batch]], depth: int, workers: int) -> Iterator[Batch]:
+    """The results of `jobs` in order, computed up to `depth` ahead in `workers` threads."""
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: list[Future[Batch]] = []
+        try:
+            for job in jobs:
+                waiting.append(pool.submit(job))
+                if len(waiting) > depth:
+                    yield waiting.pop(0).result()
+            while waiting:
+                yield waiting.pop(0).result()
+        finally:
+            for future in waiting:
+                future.cancel()
