@@ -1,0 +1,95 @@
+"""The parity gate: an exported file answers as the trained network does, or is not published."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnxruntime
+
+from export.to_onnx import ExportError
+from model.evaluate import Predict, Probabilities, torch_predictor
+from model.net import AlexNet
+from serving.contract import CHANNELS, CROP_SIZE, INPUT_NAME, OUTPUT_NAME
+from serving.preprocess import Pixels
+
+FP32_BOUND: Final = 1e-5
+"""Largest difference of any probability from the network's own."""
+
+BATCH_SIZES: Final = (1, 2, 7, 10, 64)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What the gate measured."""
+
+    images: int
+    batch_sizes: tuple[int, ...]
+    max_abs_difference: float
+    top1_agreement: float
+    bound: float
+
+
+def onnx_predictor(path: Path) -> Predict:
+    """An ONNX file as a function of NumPy arrays; raises ExportError if it cannot be opened."""
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ExportError(f"{path}: ONNX Runtime cannot open it: {str(error).splitlines()[0]}") from error
+
+    def predict(crops: Pixels) -> Probabilities:
+        try:
+            probabilities: Probabilities = session.run([OUTPUT_NAME], {INPUT_NAME: crops})[0]
+        except Exception as error:
+            reason = str(error).splitlines()[0]
+            raise ExportError(f"{path.name}: a batch of {len(crops)} fails: {reason}") from error
+        return probabilities
+
+    return predict
+
+
+def generated_crops(count: int, seed: int = 0) -> Pixels:
+    """Picture-like crops, uint8 [count, 224, 224, 3]: random blobs at four scales, full range.
+
+    Plain noise would not do: its crops all look alike to the network, and a wrong channel order
+    or normalisation moves its probabilities little.
+    """
+    rng = np.random.default_rng(seed)
+    total = np.zeros((count, CROP_SIZE, CROP_SIZE, CHANNELS), np.float32)
+    for cells in (2, 7, 28, 224):
+        grid = rng.normal(0, 1, (count, cells, cells, CHANNELS)).astype(np.float32)
+        repeat = CROP_SIZE // cells
+        total += np.sqrt(repeat) * grid.repeat(repeat, axis=1).repeat(repeat, axis=2)
+    spread = total.std(axis=(1, 2, 3), keepdims=True)
+    crops: Pixels = (127.5 + 60 * total / spread).clip(0, 255).astype(np.uint8)
+    return crops
+
+
+def check_parity(net: AlexNet, path: Path, crops: Pixels, bound: float = FP32_BOUND) -> Parity:
+    """Compare the file with the network on `crops` in several batch sizes.
+
+    Raises ExportError with the figure that broke its bound.
+    """
+    expected = _in_batches(torch_predictor(net), crops, 64)
+    predict = onnx_predictor(path)
+    worst, agreement = 0.0, 1.0
+    for size in BATCH_SIZES:
+        got = _in_batches(predict, crops, size)
+        if got.shape != expected.shape:
+            raise ExportError(f"batch {size}: the file gives {got.shape}, the network {expected.shape}")
+        if not np.isfinite(got).all():
+            raise ExportError(f"batch {size}: the file gives probabilities that are not finite")
+        worst = max(worst, float(np.abs(got - expected).max()))
+        agreement = min(agreement, float((got.argmax(1) == expected.argmax(1)).mean()))
+    if worst > bound:
+        raise ExportError(
+            f"parity gate: max |dp| is {worst:.2e} on {len(crops)} images, over the bound {bound:.0e}; "
+            f"top-1 agreement {agreement:.1%}; nothing was published"
+        )
+    return Parity(len(crops), BATCH_SIZES, worst, agreement, bound)
+
+
+def _in_batches(predict: Predict, crops: Pixels, size: int) -> Any:
+    return np.concatenate([predict(crops[i : i + size]) for i in range(0, len(crops), size)])

@@ -1,0 +1,141 @@
+"""A version reaches the repository: written beside, checked by the gate, renamed into place.
+
+    model_repository/<model>/.staging-<n>-<pid>/  ->  model_repository/<model>/<n>/
+
+A version that can be seen is complete: a crash at any point leaves the repository as it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+from export.config import check_config, config_text
+from export.gate import check_parity, generated_crops
+from export.to_onnx import ExportError, to_onnx
+from model.checkpoint import Checkpoint
+from serving.contract import CONFIG_FILE, LABELS_FILE, MODEL_FILE, PROVENANCE_FILE
+from serving.preprocess import Pixels
+
+GATE_IMAGES = 64
+
+
+def publish(
+    checkpoint: Checkpoint,
+    source: Path,
+    repository: Path,
+    name: str,
+    *,
+    half_storage: bool = False,
+    images: Pixels | None = None,
+    extra: dict[str, Any] | None = None,
+) -> Path:
+    """Export, check and publish the next version of `name`; returns its folder.
+
+    `images`: crops for the parity gate (default: 64 generated ones). Raises ExportError, and
+    then nothing became visible.
+    """
+    folder = repository / name
+    folder.mkdir(parents=True, exist_ok=True)
+    labels = "".join(f"{label.line()}\n" for label in checkpoint.labels)
+    config = config_text(name, len(checkpoint.labels))
+    check_config(config, len(checkpoint.labels))
+    _check_labels(checkpoint, folder, labels)
+    _sweep(folder)
+    staging = folder / f".staging-{next_number(folder)}-{os.getpid()}"
+    staging.mkdir()
+    try:
+        file = staging / MODEL_FILE
+        to_onnx(checkpoint.net, file, half_storage=half_storage)
+        crops = generated_crops(GATE_IMAGES) if images is None else images
+        parity = check_parity(checkpoint.net, file, crops)
+        provenance = {
+            "precision": "fp32",
+            "architecture": asdict(checkpoint.net.architecture),
+            "classes": len(checkpoint.labels),
+            "checkpoint": {"file": source.name, "sha256": sha256(source)},
+            "model": {"file": MODEL_FILE, "sha256": sha256(file), "bytes": file.stat().st_size},
+            "parity": asdict(parity),
+            **{key: value for key, value in checkpoint.facts.items() if key == "accuracy"},
+            **(extra or {}),
+            "exported_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "tools": {tool: installed(tool) for tool in ("torch", "onnx", "onnxruntime")},
+        }
+        (staging / PROVENANCE_FILE).write_text(json.dumps(provenance, indent=2) + "\n")
+        for path in staging.iterdir():
+            _sync(path)
+        _replace_text(folder / LABELS_FILE, labels)
+        _replace_text(folder / CONFIG_FILE, config)
+        return _make_visible(staging, folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def next_number(folder: Path) -> int:
+    """One more than the highest version; names that are no version numbers do not count."""
+    names = (path.name for path in folder.iterdir())
+    return 1 + max((int(name) for name in names if name.isdecimal()), default=0)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_labels(checkpoint: Checkpoint, folder: Path, labels: str) -> None:
+    """labels.txt is one for all versions of a model (Triton has no other), so it may not change."""
+    outputs = checkpoint.net.architecture.classes
+    if len(checkpoint.labels) != outputs:
+        raise ExportError(f"the network has {outputs} outputs, but {len(checkpoint.labels)} labels")
+    present = folder / LABELS_FILE
+    if next_number(folder) > 1 and present.exists() and present.read_text(encoding="utf-8") != labels:
+        raise ExportError(
+            f"{present} lists other classes than this checkpoint; publish under another name (--name)"
+        )
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a killed export left behind: staging folders of processes that are no more."""
+    for staging in folder.glob(".staging-*-*"):
+        owner = staging.name.rsplit("-", 1)[1]
+        if owner.isdecimal() and not Path("/proc", owner).exists() and Path("/proc/self").exists():
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _make_visible(staging: Path, folder: Path) -> Path:
+    """Rename to the next free number; another export may have taken the one before."""
+    while True:
+        target = folder / str(next_number(folder))
+        try:
+            staging.rename(target)
+        except OSError:
+            if not target.exists():
+                raise
+            continue
+        _sync(folder)
+        return target
+
+
+def _replace_text(path: Path, text: str) -> None:
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text, encoding="utf-8")
+    _sync(beside)
+    beside.replace(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,261 @@
+"""Export and publish: what becomes visible is complete and answers as the network does."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from support import ROOT
+
+from export.config import check_config, config_text, parse_config
+from export.gate import check_parity, generated_crops
+from export.publish import _sweep, next_number, publish, sha256
+from export.to_onnx import ExportError, to_onnx
+from model import checkpoint as checkpoints
+from model.checkpoint import Checkpoint
+from model.compress import round_to_half
+from model.net import AlexNet, Architecture, initialise_kaiming
+from serving.contract import INPUT_NAME, OUTPUT_NAME
+from serving.postprocess import Label, read_labels
+from serving.repository import latest_version
+
+LABELS = [Label("n01440764", "tench"), Label("own", "own"), Label("n03028079", "church: building")]
+
+
+@pytest.fixture(scope="module")
+def net() -> AlexNet:
+    """The 2012 network with three classes and thin fully connected layers, random FP16 weights."""
+    torch.manual_seed(5)
+    net = AlexNet(Architecture("2012", 3, low_rank=16))
+    initialise_kaiming(net)
+    torch.nn.init.normal_(net.fc8.weight, std=0.2)  # probabilities that differ between images
+    return round_to_half(net).eval()
+
+
+@pytest.fixture(scope="module")
+def source(net: AlexNet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint") / "net.safetensors"
+    checkpoints.save(path, Checkpoint(net, LABELS, {"accuracy": {"top1_ten": 0.25}}), torch.float16)
+    return path
+
+
+@pytest.fixture(scope="module")
+def published(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of version 1 of a model published from `source`."""
+    repository = tmp_path_factory.mktemp("repository")
+    return publish(checkpoints.load(source), source, repository, "alexnet", half_storage=True)
+
+
+@pytest.fixture(scope="module")
+def file(net: AlexNet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    to_onnx(net, path)
+    return path
+
+
+def test_a_published_version_is_complete(published: Path, source: Path) -> None:
+    assert published.name == "1"
+    assert sorted(path.name for path in published.iterdir()) == ["model.onnx", "provenance.json"]
+    assert sorted(path.name for path in published.parent.iterdir()) == ["1", "config.pbtxt", "labels.txt"]
+    assert list(read_labels(published.parent / "labels.txt")) == LABELS
+    provenance = json.loads((published / "provenance.json").read_text())
+    assert provenance["checkpoint"]["sha256"] == sha256(source)
+    assert provenance["model"]["sha256"] == sha256(published / "model.onnx")
+    assert provenance["accuracy"] == {"top1_ten": 0.25}
+    assert provenance["parity"]["max_abs_difference"] <= 1e-5
+    assert provenance["classes"] == 3
+    version = latest_version(published.parent.parent, "alexnet")
+    assert (version.number, version.labels, version.precision) == ("1", tuple(LABELS), "fp32")
+
+
+def test_the_file_answers_as_the_network_in_any_batch(published: Path, net: AlexNet) -> None:
+    session = onnxruntime.InferenceSession(str(published / "model.onnx"))
+    for count in (1, 2, 7, 10, 33):
+        crops = np.random.default_rng(count).integers(0, 256, (count, 224, 224, 3), np.uint8)
+        got = session.run([OUTPUT_NAME], {INPUT_NAME: crops})[0]
+        with torch.inference_mode():
+            expected = net(torch.from_numpy(crops)).numpy()
+        assert np.abs(got - expected).max() <= 1e-5
+        np.testing.assert_allclose(got.sum(axis=1), 1, atol=1e-5)
+
+
+def test_the_graph_keeps_the_contract_and_names_no_path(file: Path) -> None:
+    model = onnx.load(file)
+    (images,), (probabilities,) = model.graph.input, model.graph.output
+    assert images.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert [d.dim_value for d in images.type.tensor_type.shape.dim][1:] == [224, 224, 3]
+    assert images.type.tensor_type.shape.dim[0].dim_param
+    assert probabilities.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    kinds = {node.op_type for node in model.graph.node}
+    assert "AveragePool" not in kinds
+    assert "Pow" not in kinds, "LRN in the form that is slow on a CPU"
+    assert str(ROOT).encode() not in file.read_bytes()
+    assert b".py" not in file.read_bytes()
+
+
+def test_half_storage_halves_the_file_and_changes_no_bit(net: AlexNet, file: Path, tmp_path: Path) -> None:
+    half = tmp_path / "half.onnx"
+    to_onnx(net, half, half_storage=True)
+    assert half.stat().st_size < 0.6 * file.stat().st_size
+    crops = generated_crops(4, seed=9)
+    answers = [
+        onnxruntime.InferenceSession(str(path)).run(None, {INPUT_NAME: crops})[0] for path in (file, half)
+    ]
+    np.testing.assert_array_equal(*answers)
+
+
+def test_half_storage_of_weights_that_fp16_cannot_hold_is_refused(net: AlexNet, tmp_path: Path) -> None:
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        other.conv3.weight.mul_(1.0001)  # type: ignore[union-attr, operator]
+    with pytest.raises(ExportError, match="not exact in FP16"):
+        to_onnx(other, tmp_path / "model.onnx", half_storage=True)
+
+
+def _bgr(net: AlexNet) -> None:
+    net.conv1.weight.copy_(net.conv1.weight.flip(1))  # type: ignore[union-attr, operator]
+
+
+def _no_normalisation(net: AlexNet) -> None:
+    net.mean.zero_()
+    net.inverse_std.fill_(1)
+
+
+def _swapped_labels(net: AlexNet) -> None:
+    net.fc8.weight.copy_(net.fc8.weight[[1, 0, 2]])
+
+
+def _one_corrupted_weight(net: AlexNet) -> None:
+    net.conv4.weight[17, 3, 1, 1] += 8  # type: ignore[union-attr, index, operator]
+
+
+def _not_finite(net: AlexNet) -> None:
+    net.fc8.bias[1] = float("nan")
+
+
+@pytest.mark.parametrize(
+    "spoil", [_bgr, _no_normalisation, _swapped_labels, _one_corrupted_weight, _not_finite]
+)
+def test_the_gate_refuses_a_wrong_export(net: AlexNet, tmp_path: Path, spoil) -> None:  # type: ignore[no-untyped-def]
+    wrong = copy.deepcopy(net)
+    with torch.no_grad():
+        spoil(wrong)
+    to_onnx(wrong, tmp_path / "model.onnx")
+    with pytest.raises(ExportError, match=r"max \|dp\||not finite"):
+        check_parity(net, tmp_path / "model.onnx", generated_crops(16))
+
+
+def test_the_gate_refuses_a_fixed_batch_and_another_width(net: AlexNet, file: Path, tmp_path: Path) -> None:
+    model = onnx.load(file)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    fixed = tmp_path / "fixed.onnx"
+    onnx.save(model, fixed)
+    with pytest.raises(ExportError):
+        check_parity(net, fixed, generated_crops(4))
+    wider = AlexNet(Architecture("2012", 4, low_rank=16))
+    with pytest.raises(ExportError, match="batch 1: the file gives"):
+        check_parity(wider, file, generated_crops(4))
+
+
+def test_a_failed_gate_publishes_nothing(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ExportError("parity gate: no")
+
+    monkeypatch.setattr("export.publish.check_parity", refuse)
+    with pytest.raises(ExportError, match="parity gate"):
+        publish(checkpoints.load(source), source, tmp_path, "alexnet")
+    assert list((tmp_path / "alexnet").iterdir()) == []
+
+
+def test_other_labels_need_another_name(source: Path, published: Path) -> None:
+    changed = checkpoints.load(source)
+    changed.labels.reverse()
+    with pytest.raises(ExportError, match="--name"):
+        publish(changed, source, published.parent.parent, "alexnet")
+    changed.labels.pop()
+    with pytest.raises(ExportError, match="3 outputs, but 2 labels"):
+        publish(changed, source, published.parent.parent, "other")
+    assert sorted(p.name for p in published.parent.iterdir()) == ["1", "config.pbtxt", "labels.txt"]
+
+
+def test_versions_are_numbered_past_the_highest(tmp_path: Path) -> None:
+    assert next_number(tmp_path) == 1
+    for name in ("1", "9", "10", ".staging-11-5", "labels.txt"):
+        (tmp_path / name).mkdir()
+    assert next_number(tmp_path) == 11
+
+
+def test_the_configuration_is_triton_s_own_and_checked(tmp_path: Path) -> None:
+    text = config_text("alexnet", 1000)
+    config = parse_config(text)
+    assert (config.name, config.backend) == ("alexnet", "onnxruntime")
+    check_config(text, 1000)
+    with pytest.raises(ExportError, match="declares"):
+        check_config(text, 999)
+    with pytest.raises(ExportError, match="3:1"):
+        parse_config(text.replace("input {", "inputs {"))
+    with pytest.raises(ExportError, match="max_batch_size"):
+        check_config(text.replace("max_batch_size: 640", "max_batch_size: -1"), 1000)
+
+
+def test_kill_9_while_publishing_leaves_no_incomplete_version(source: Path, tmp_path: Path) -> None:
+    """A publisher with the slow parts stubbed runs in a loop and is killed at random moments."""
+    code = textwrap.dedent("""
+        import sys
+        from pathlib import Path
+        import export.publish as p
+        from model.checkpoint import load
+        def write(net, path, **_):
+            with path.open("wb") as file:
+                for _ in range(40):
+                    file.write(bytes(100_000)); file.flush()
+        p.to_onnx = write
+        p.check_parity = lambda *_: p_parity
+        from export.gate import Parity
+        p_parity = Parity(1, (1,), 0.0, 1.0, 1e-5)
+        source, repository = map(Path, sys.argv[1:])
+        loaded = load(source)
+        print("go", flush=True)
+        while True:
+            p.publish(loaded, source, repository, "alexnet")
+    """)
+    rng = np.random.default_rng(3)
+    for _ in range(4):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(source), str(tmp_path)],
+            stdout=subprocess.PIPE,
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        (tmp_path / "alexnet").mkdir(exist_ok=True)
+        before = next_number(tmp_path / "alexnet")
+        while next_number(tmp_path / "alexnet") == before:  # one more is published ...
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.2))  # ... and the next is under way
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        for version in (tmp_path / "alexnet").iterdir():
+            if version.name.isdecimal():
+                assert (version / "model.onnx").stat().st_size == 4_000_000
+                json.loads((version / "provenance.json").read_text())
+    assert latest_version(tmp_path, "alexnet").labels == tuple(LABELS)
+    (tmp_path / "alexnet" / ".staging-7-999999999").mkdir()
+    _sweep(tmp_path / "alexnet")
+    assert not list((tmp_path / "alexnet").glob(".staging-*")), "what the killed ones left is swept"
