@@ -1,0 +1,230 @@
+"""The gateway: routes over the pipeline, problem+json errors, one request id for each answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from http import HTTPStatus
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+
+from serving.backends import Backend
+from serving.body import FIELD, read_image
+from serving.contract import Crops
+from serving.errors import (
+    PROBLEMS,
+    DeadlineExceeded,
+    MalformedRequest,
+    ModelNotReady,
+    Overloaded,
+    Problem,
+    ServingError,
+    UnknownModel,
+)
+from serving.headers import RequestHeaders
+from serving.metrics import Metrics
+from serving.pipeline import Pipeline
+from serving.preprocess import ACCEPTED_FORMATS
+from serving.schemas import AnswerBody, LabelBody, ModelBody, ProblemBody, ReadyBody
+from serving.settings import Settings
+
+PAGE: Final = Path(__file__).with_name("page")
+PROBLEM_JSON: Final = "application/problem+json"
+RETRY_MODEL_S: Final = 2
+
+logger = logging.getLogger("alexnet.gateway")
+
+_UPLOAD: Final = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": [FIELD],
+                    "properties": {FIELD: {"type": "string", "format": "binary"}},
+                }
+            },
+            "image/*": {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+}
+_PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
+    status: {"model": ProblemBody, "content": {PROBLEM_JSON: {}}, "description": title}
+    for status, title in (
+        (400, "Malformed request"),
+        (404, "Unknown model"),
+        (413, "Too many bytes or pixels"),
+        (415, "Not an accepted image format"),
+        (422, "Image cannot be decoded"),
+        (503, "Overloaded, or model not ready"),
+        (504, "Deadline exceeded"),
+    )
+}
+
+
+def create_app(settings: Settings, backend: Backend) -> FastAPI:
+    """The gateway over `backend`; starts and closes it with the app's life."""
+    pipeline = Pipeline(
+        backend,
+        decode_threads=settings.decode_threads,
+        max_pixels=settings.max_pixels,
+        max_waiting_crops=settings.max_waiting_crops,
+        auto_margin=settings.auto_margin,
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await backend.start()
+        logger.info("ready: %s", asdict(backend.model.info))
+        yield
+        pipeline.close()
+        await backend.close()
+
+    app = FastAPI(
+        title="alexnet-serving",
+        description="A photograph in, five labels out: AlexNet (Krizhevsky, Sutskever, Hinton 2012).",
+        version="0.1.0",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    metrics = Metrics(pipeline.admission)
+    _add_classify(app, settings, pipeline, metrics)
+    _add_facts(app, settings, backend)
+    _add_health(app, backend, metrics)
+    _add_page(app)
+    _add_errors(app, pipeline, metrics)
+    return app
+
+
+def _add_classify(app: FastAPI, settings: Settings, pipeline: Pipeline, metrics: Metrics) -> None:
+    @app.post("/classify", responses=_PROBLEMS, openapi_extra=_UPLOAD, summary="Classify a photograph")
+    async def classify(
+        request: Request,
+        top: Annotated[int, Query(ge=1, le=1000, description="how many labels to return")] = 5,
+        crops: Annotated[Crops | None, Query(description="views of the photograph")] = None,
+        model: Annotated[str | None, Query(description="default: the model served")] = None,
+        detail: Annotated[bool, Query(description="also what each crop said on its own")] = False,
+    ) -> AnswerBody:
+        """Top labels with probabilities, from the multipart field `file` or a raw image/* body."""
+        started = time.perf_counter()
+        served = pipeline.backend.model.info.name
+        if model not in (None, served):
+            raise UnknownModel(f"no model {model!r} is served here; there is {served!r}")
+        crops = crops or settings.default_crops
+        try:
+            async with asyncio.timeout(settings.request_timeout_s):
+                data = await read_image(request, settings.max_upload_bytes)
+                read_ms = 1000 * (time.perf_counter() - started)
+                answer = await pipeline.classify(data, crops, top, detail=detail)
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"no answer within {settings.request_timeout_s:g} s") from error
+        timing = {"read": read_ms, **answer.timing_ms, "total": 1000 * (time.perf_counter() - started)}
+        metrics.answered(answer.model, answer.crops, timing)
+        return AnswerBody.of(answer, timing, request.state.request_id, detail=detail)
+
+
+def _add_facts(app: FastAPI, settings: Settings, backend: Backend) -> None:
+    @app.get("/labels", summary="The classes in the order of the network's outputs")
+    async def labels() -> list[LabelBody]:
+        return [
+            LabelBody(index=index, wnid=label.wnid, label=label.name)
+            for index, label in enumerate(backend.model.labels)
+        ]
+
+    @app.get("/model", summary="Which model answers, its provenance, and the limits on uploads")
+    async def model() -> ModelBody:
+        loaded = backend.model
+        return ModelBody(
+            **asdict(loaded.info),
+            classes=len(loaded.labels),
+            default_crops=settings.default_crops,
+            max_upload_bytes=settings.max_upload_bytes,
+            max_pixels=settings.max_pixels,
+            accepted_formats=list(ACCEPTED_FORMATS),
+            ready=True,
+            provenance=loaded.provenance or None,
+        )
+
+
+def _add_health(app: FastAPI, backend: Backend, metrics: Metrics) -> None:
+    @app.head("/livez", include_in_schema=False)
+    @app.get("/livez", summary="The process alone: never fails for load or a missing model")
+    async def livez() -> ReadyBody:
+        return ReadyBody(status="alive")
+
+    @app.head("/readyz", include_in_schema=False)
+    @app.get("/readyz", summary="A model is loaded and has answered", responses={503: _PROBLEMS[503]})
+    async def readyz() -> ReadyBody:
+        return ReadyBody(status="ready", model=backend.model.info.name)
+
+    @app.get("/metrics", include_in_schema=False)
+    async def prometheus() -> Response:
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_page(app: FastAPI) -> None:
+    @app.head("/", include_in_schema=False)
+    @app.get("/", include_in_schema=False)
+    async def index() -> FileResponse:
+        return FileResponse(PAGE / "index.html")
+
+    @app.head("/docs", include_in_schema=False)
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> FileResponse:
+        return FileResponse(PAGE / "docs.html")
+
+    app.mount("/docs/assets", StaticFiles(packages=[("fastapi_swagger", "resources")]), name="docs")
+    app.mount("/page", StaticFiles(directory=PAGE), name="page")
+
+
+def _add_errors(app: FastAPI, pipeline: Pipeline, metrics: Metrics) -> None:
+    """Every error leaves as application/problem+json; none shows a path, a class or a trace."""
+
+    def answer(request_id: str, status: int, title: str, detail: str, **headers: str) -> Response:
+        metrics.refused(status)
+        body = ProblemBody(
+            type="about:blank", title=title, status=status, detail=detail, request_id=request_id
+        )
+        return JSONResponse(body.model_dump(), status, headers=headers, media_type=PROBLEM_JSON)
+
+    async def known(request: Request, error: Exception) -> Response:
+        problem: Problem = PROBLEMS[type(error)]  # type: ignore[index]
+        headers = {"Connection": "close"} if problem.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else {}
+        if isinstance(error, Overloaded):
+            headers["Retry-After"] = str(pipeline.admission.retry_after_s())
+        if isinstance(error, ModelNotReady):
+            headers["Retry-After"] = str(RETRY_MODEL_S)
+        return answer(request.state.request_id, problem.status, problem.title, str(error), **headers)
+
+    async def invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        detail = "; ".join(f"{fault['loc'][-1]}: {fault['msg']}" for fault in error.errors())
+        problem = PROBLEMS[MalformedRequest]
+        return answer(request.state.request_id, problem.status, problem.title, detail)
+
+    async def http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        title = str(error.detail)
+        return answer(request.state.request_id, error.status_code, title, title, **(error.headers or {}))
+
+    def failed(request_id: str) -> Response:
+        detail = "the server failed on this request; its log has the reason under the request id"
+        return answer(request_id, HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error", detail)
+
+    app.add_exception_handler(ServingError, known)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+    app.add_middleware(RequestHeaders, failed=failed)

@@ -1,0 +1,73 @@
+"""A model repository read as Triton reads it: <model>/<version>/model.onnx, labels, provenance."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from serving.contract import LABELS_FILE, MODEL_FILE, PROVENANCE_FILE
+from serving.errors import ModelNotReady
+from serving.postprocess import Label, read_labels
+
+EXPORT_HINT = "make one with: alexnet export CHECKPOINT"
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of one model; `number` is its folder's name."""
+
+    model: str
+    number: str
+    path: Path
+    labels: tuple[Label, ...]
+    provenance: dict[str, Any]
+
+    @property
+    def precision(self) -> str:
+        return str(self.provenance.get("precision", "fp32"))
+
+
+def version_numbers(model_folder: Path) -> list[int]:
+    """Versions in ascending order; names that are not numbers or start with 0 are not versions."""
+    if not model_folder.is_dir():
+        return []
+    names = (folder.name for folder in model_folder.iterdir() if folder.is_dir())
+    return sorted(int(name) for name in names if name.isdecimal() and not name.startswith("0"))
+
+
+def latest_version(repository: Path, model: str) -> Version:
+    """The version that is served; raises ModelNotReady with the file that is missing or damaged."""
+    folder = repository / model
+    numbers = version_numbers(folder)
+    if not numbers:
+        raise ModelNotReady(f"{folder}: no version of this model; {EXPORT_HINT}")
+    number = str(numbers[-1])
+    path = folder / number / MODEL_FILE
+    if not path.is_file():
+        raise ModelNotReady(f"{path}: no such file; {EXPORT_HINT}")
+    return Version(model, number, path, _labels(folder), _provenance(path.with_name(PROVENANCE_FILE)))
+
+
+def labels_beside(model_file: Path) -> tuple[Label, ...]:
+    """The labels of <model>/<version>/model.onnx; raises ModelNotReady if there are none."""
+    return _labels(model_file.resolve().parent.parent)
+
+
+def _labels(folder: Path) -> tuple[Label, ...]:
+    path = folder / LABELS_FILE
+    try:
+        return read_labels(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelNotReady(f"{path}: cannot be read ({error}); {EXPORT_HINT}") from error
+
+
+def _provenance(path: Path) -> dict[str, Any]:
+    try:
+        provenance: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return provenance
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ModelNotReady(f"{path}: cannot be read ({error}); {EXPORT_HINT}") from error

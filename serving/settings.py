@@ -1,0 +1,35 @@
+"""Every knob of the gateway, with its unit and default; set by flag or by ALEXNET_<NAME>."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from serving.contract import Crops
+from serving.preprocess import DEFAULT_MAX_PIXELS
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Settings(BaseSettings):
+    """Built in an entry point, never at import."""
+
+    model_config = SettingsConfigDict(env_prefix="ALEXNET_", frozen=True, protected_namespaces=())
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    model_repository: Path = Path("model_repository")
+    model: str = "alexnet"
+    default_crops: Crops = Crops.TEN
+    auto_margin: float = Field(0.9, ge=0, le=1)
+    max_upload_bytes: int = Field(20_000_000, gt=0)
+    max_pixels: int = Field(DEFAULT_MAX_PIXELS, gt=0)
+    max_waiting_crops: int = Field(640, gt=0)
+    request_timeout_s: float = Field(30.0, gt=0)
+    decode_threads: int = Field(default_factory=_cores, gt=0)
+    infer_threads: int = Field(default_factory=_cores, gt=0)

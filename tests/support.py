@@ -1,0 +1,146 @@
+"""Tiny pictures, a fake engine and real servers on free loopback ports."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import uvicorn
+from PIL import Image
+
+from serving.app import create_app
+from serving.backends import Backend, Model, ModelInfo
+from serving.errors import ModelNotReady
+from serving.postprocess import Label, Probabilities
+from serving.preprocess import Pixels
+from serving.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+LABELS = tuple(
+    Label(wnid, name)
+    for wnid, name in (
+        ("n01440764", "tench"),
+        ("n02102040", "English springer"),
+        ("n02979186", "cassette player"),
+        ("n03000684", "chain saw"),
+        ("n03028079", "church"),
+        ("n03394916", "French horn"),
+        ("n03417042", "garbage truck"),
+        ("n03425413", "gas pump"),
+        ("n03445777", "golf ball"),
+        ("n03888257", "parachute"),
+    )
+)
+
+
+class FakeBackend:
+    """An engine whose answer depends on every pixel: softmax of ten random projections.
+
+    `before` runs at each inference, so that a test can make it slow or make it fail.
+    """
+
+    concurrency = 1
+
+    def __init__(self, labels: tuple[Label, ...] = LABELS, before: Callable[[], None] = lambda: None) -> None:
+        self.batches: list[Pixels] = []
+        self.ready = False
+        self._before = before
+        self._model = Model(
+            ModelInfo("alexnet", "7", "fp32", "fake"), labels, {"accuracy": {"top1_ten": 0.5}}
+        )
+        self._projection = np.random.default_rng(0).normal(0, 1e-3, (224 * 224 * 3, len(labels)))
+
+    @property
+    def model(self) -> Model:
+        if not self.ready:
+            raise ModelNotReady("the model alexnet is not loaded yet; try again in a moment")
+        return self._model
+
+    async def start(self) -> None:
+        self.ready = True
+
+    async def infer(self, crops: Pixels) -> Probabilities:
+        self._before()
+        self.batches.append(crops)
+        return self.probabilities(crops)
+
+    def probabilities(self, crops: Pixels) -> Probabilities:
+        """What `infer` answers, for a test to compare with."""
+        logits = (crops.reshape(len(crops), -1) / 255.0 - 0.5) @ self._projection
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        result: Probabilities = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
+        return result
+
+    async def close(self) -> None:
+        self.ready = False
+
+
+def picture(seed: int, width: int = 320, height: int = 260) -> Image.Image:
+    """A random picture with structure at several scales."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (5, 6, 3), np.uint8)
+    image = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+    noise = rng.integers(-30, 31, image.shape)
+    return Image.fromarray((image.astype(int) + noise).clip(0, 255).astype(np.uint8))
+
+
+def encoded(image: Image.Image, image_format: str = "JPEG", **options: object) -> bytes:
+    """The picture as a file's bytes."""
+    buffer = io.BytesIO()
+    image.save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+@contextmanager
+def serving(settings: Settings, backend: Backend) -> Iterator[str]:
+    """The real app in a real uvicorn on a free loopback port; yields its URL."""
+    config = uvicorn.Config(create_app(settings, backend), port=0, log_level="warning")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    until = time.monotonic() + 20
+    while not server.started:
+        assert thread.is_alive() and time.monotonic() < until, "the server did not start"
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive(), "the server did not stop"
+
+
+def tiny_repository(
+    root: Path, *, classes: int = 10, name: str = "alexnet", version: int = 1, seed: int = 0
+) -> Path:
+    """A model repository whose network is the mean colour, a random matrix and a softmax."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = np.random.default_rng(seed).normal(0, 0.05, (3, classes)).astype(np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
+            helper.make_node("ReduceMean", ["floats", "axes"], ["mean"], keepdims=0),
+            helper.make_node("MatMul", ["mean", "weights"], ["logits"]),
+            helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+        ],
+        "tiny",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 224, 224, 3])],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", classes])],
+        [numpy_helper.from_array(weights, "weights"), numpy_helper.from_array(np.array([1, 2]), "axes")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    folder = root / name / str(version)
+    folder.mkdir(parents=True)
+    onnx.save(model, folder / "model.onnx")
+    (folder / "provenance.json").write_text('{"precision": "fp32", "accuracy": {"top1_ten": 0.5}}')
+    lines = [label.line() for label in LABELS[:classes]]
+    (root / name / "labels.txt").write_text("\n".join(lines) + "\n")
+    return root
