@@ -1,0 +1,359 @@
+"""The `alexnet` command: the composition root. Each subcommand imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from serving.contract import Crops
+from serving.errors import ServingError
+
+if TYPE_CHECKING:
+    from model.checkpoint import Checkpoint
+    from model.data import Decoded
+    from serving.pipeline import Answer
+    from serving.settings import Settings
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help=("AlexNet (Krizhevsky, Sutskever, Hinton 2012): trained, exported and served."),
+)
+out, err = Console(), Console(stderr=True)
+
+REPOSITORY = Path("model_repository")
+Repository = Annotated[Path, typer.Option("--repository", help="the model repository's folder")]
+Threads = Annotated[int, typer.Option(help="0: one for each core")]
+
+
+def main() -> None:
+    """Run the command; an error of the project's own ends it with one line and status 1."""
+    try:
+        app()
+    except Exception as error:
+        if not _is_ours(error):
+            raise
+        err.print(f"[red]alexnet:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+def _is_ours(error: Exception) -> bool:
+    return isinstance(error, ServingError) or type(error).__module__.split(".")[0] in ("model", "export")
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="address to listen on [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="[default: 8000; 0: any free one]")] = None,
+    repository: Annotated[Path | None, typer.Option(help="[default: model_repository]")] = None,
+    model: Annotated[str | None, typer.Option(help="[default: alexnet]")] = None,
+    threads: Annotated[int | None, typer.Option(help="inference threads [default: one a core]")] = None,
+) -> None:
+    """Serve POST /classify and the page. Every further knob is an ALEXNET_... variable."""
+    from serving.backends import OnnxRuntimeBackend
+    from serving.server import serve as run
+
+    given = dict(host=host, port=port, model_repository=repository, model=model, infer_threads=threads)
+    settings = _settings(given)
+    backend = OnnxRuntimeBackend(settings.model_repository, settings.model, settings.infer_threads)
+
+    def ready(url: str) -> None:
+        info = backend.model.info
+        out.print(
+            f"alexnet-serving: {info.name} version {info.version} ({info.precision}) ready on {url}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    asyncio.run(run(settings, backend, ready))
+
+
+@app.command()
+def classify(
+    images: Annotated[list[Path], typer.Argument(help="photographs")],
+    top: Annotated[int, typer.Option(min=1, help="how many labels")] = 5,
+    crops: Annotated[Crops, typer.Option(help="views of each photograph")] = Crops.TEN,
+    repository: Repository = REPOSITORY,
+    model: str = "alexnet",
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
+) -> None:
+    """The gateway's pipeline in the terminal, without a server."""
+    settings = _settings(dict(model_repository=repository, model=model))
+    report = _print_json if as_json else _print_table
+    failed = asyncio.run(_classify(settings, images, top, crops, report))
+    raise typer.Exit(1 if failed else 0)
+
+
+async def _classify(
+    settings: Settings, images: list[Path], top: int, crops: Crops, report: Callable[[Path, Any], None]
+) -> int:
+    from serving.backends import OnnxRuntimeBackend
+    from serving.pipeline import Pipeline
+
+    backend = OnnxRuntimeBackend(settings.model_repository, settings.model, settings.infer_threads)
+    await backend.start()
+    pipeline = Pipeline(
+        backend,
+        decode_threads=1,
+        max_pixels=settings.max_pixels,
+        max_waiting_crops=settings.max_waiting_crops,
+        auto_margin=settings.auto_margin,
+    )
+    failed = 0
+    for image in images:
+        try:
+            report(image, await pipeline.classify(image.read_bytes(), crops, top))
+        except (ServingError, OSError) as error:
+            failed += 1
+            report(image, error.strerror if isinstance(error, OSError) and error.strerror else error)
+    pipeline.close()
+    await backend.close()
+    return failed
+
+
+def _print_table(image: Path, result: Answer | object) -> None:
+    from serving.pipeline import Answer
+
+    if not isinstance(result, Answer):
+        err.print(f"[red]{escape(str(image))}:[/] {escape(str(result))}", highlight=False, soft_wrap=True)
+        return
+    milliseconds = result.timing_ms["decode"] + result.timing_ms["infer"]
+    table = Table(box=None, pad_edge=False)
+    table.add_column("%", justify="right")
+    table.add_column("label")
+    table.add_column("wnid", style="dim")
+    for p in result.predictions:
+        table.add_row(f"{100 * p.probability:.1f}", p.label, p.wnid)
+    out.print(f"[bold]{escape(str(image))}[/]", highlight=False, soft_wrap=True)
+    out.print(table)
+    out.print(f"[dim]{result.crops} crops, {milliseconds:.0f} ms[/]\n", highlight=False)
+
+
+def _print_json(image: Path, result: Answer | object) -> None:
+    from dataclasses import asdict
+
+    from serving.pipeline import Answer
+
+    if isinstance(result, Answer):
+        entry = asdict(result)
+        del entry["views"]
+    else:
+        entry = {"error": str(result)}
+    sys.stdout.write(json.dumps({"image": str(image), **entry}) + "\n")
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Argument(help="folder with train/<class>/* and val/<class>/*")],
+    run: Annotated[Path, typer.Option(help="folder for checkpoint, state and log")] = Path("runs/alexnet"),
+    recipe: Annotated[str, typer.Option(help="modern or paper")] = "modern",
+    epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2)] = None,
+    learning_rate: Annotated[float | None, typer.Option(min=0)] = None,
+    variant: Annotated[str, typer.Option(help="2012 or owt")] = "2012",
+    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16")] = "auto",
+    seed: int = 0,
+    threads: Threads = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="go on where the run stopped")] = False,
+) -> None:
+    """Train AlexNet on an image folder."""
+    from model.machine import keep_freed_memory
+    from model.train import Interrupted, TrainConfig, start
+
+    keep_freed_memory()
+    given = dict(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate)
+    config = TrainConfig.of_recipe(
+        recipe,
+        data=str(data.resolve()),
+        variant=variant,
+        precision=precision,
+        seed=seed,
+        threads=threads,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    try:
+        path = start(config, run, resume=resume)
+    except Interrupted as error:
+        err.print(f"{error}; go on with: alexnet train {data} --run {run} --resume", highlight=False)
+        raise typer.Exit(130) from error
+    out.print(f"{path}\nnext: alexnet export {path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="a checkpoint (.safetensors) or an .onnx file")],
+    data: Annotated[Path, typer.Argument(help="folder with <class>/*, or with val/<class>/*")],
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
+) -> None:
+    """Top-1 and top-5 error, one crop and ten."""
+    from dataclasses import asdict
+
+    from model.evaluate import evaluate_predictor
+
+    predict, classes = _predictor(model)
+    decoded = _decode(data, classes)
+    results = []
+    for crops in (Crops.CENTER, Crops.TEN):
+        with _progress(f"{crops} crops", len(decoded.targets)) as advance:
+            results.append(evaluate_predictor(predict, decoded, crops, advance))
+    if as_json:
+        sys.stdout.write(json.dumps([asdict(result) for result in results]) + "\n")
+        return
+    table = Table("crops", "images", "top-1 error %", "top-5 error %", "top-1 accuracy %", title=str(model))
+    for r in results:
+        errors = (r.top1_error, r.top5_error, 1 - r.top1_error)
+        table.add_row(str(r.crops), str(r.images), *(f"{100 * e:.2f}" for e in errors))
+    out.print(table)
+
+
+def _predictor(model: Path) -> tuple[Any, list[str]]:
+    """A predictor and its classes' WordNet ids, in the order of its outputs."""
+    if model.suffix == ".onnx":
+        from export.gate import onnx_predictor
+        from serving.repository import labels_beside
+
+        return onnx_predictor(model), [label.wnid for label in labels_beside(model)]
+    from model.checkpoint import load
+    from model.evaluate import torch_predictor
+
+    checkpoint = load(model)
+    return torch_predictor(checkpoint.net), [label.wnid for label in checkpoint.labels]
+
+
+def _decode(data: Path, classes: list[str], split: str = "val") -> Decoded:
+    from model.data import Decoded, ImageFolder
+
+    folder = ImageFolder.scan(data / split if (data / split).is_dir() else data, classes)
+    with _progress("decoding", len(folder)) as advance:
+        return Decoded.read(folder, _settings({}).decode_threads, lambda: advance(1))
+
+
+@app.command()
+def compress(
+    checkpoint: Annotated[Path, typer.Argument(help="a full-width checkpoint")],
+    data: Annotated[Path, typer.Argument(help="folder with train/<class>/* and val/<class>/*")],
+    destination: Annotated[Path, typer.Option("--out", help="the small checkpoint")],
+    rank: Annotated[int, typer.Option(min=1, max=4096, help="rank of fc6 and fc7")] = 128,
+) -> None:
+    """Make fc6 and fc7 low rank, and every weight FP16; the accuracy before and after is kept."""
+    from model import checkpoint as checkpoints
+    from model.compress import low_rank, output_components, round_to_half
+
+    full = checkpoints.load(checkpoint)
+    classes = [label.wnid for label in full.labels]
+    decoded = _decode(data, classes, "train")
+    with _progress("principal components", len(decoded.targets)) as advance:
+        components = output_components(full.net, decoded, advance)
+    small = round_to_half(low_rank(full.net, components, rank))
+    del decoded
+    validation = _decode(data, classes)
+    accuracy = _accuracy(small, validation)
+    before = _accuracy(full.net, validation)
+    facts = full.facts | {"accuracy": accuracy, "accuracy_full_width": before}
+    import torch
+
+    checkpoints.save(destination, checkpoints.Checkpoint(small, full.labels, facts), dtype=torch.float16)
+    out.print_json(data={"full width": before, f"rank {rank}, FP16": accuracy})
+
+
+def _accuracy(net: Any, data: Decoded) -> dict[str, float]:
+    """Top-1 and top-5 accuracy in 0..1 on `data`, one crop and ten."""
+    from model.evaluate import evaluate as measure
+
+    figures: dict[str, float] = {"images": len(data.targets)}
+    for crops in (Crops.CENTER, Crops.TEN):
+        with _progress(f"{crops} crops", len(data.targets)) as advance:
+            result = measure(net, data, crops, advance)
+        figures[f"top1_{crops}"] = round(1 - result.top1_error, 4)
+        figures[f"top5_{crops}"] = round(1 - result.top5_error, 4)
+    return figures
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="a checkpoint, or a run's folder")],
+    repository: Repository = REPOSITORY,
+    name: Annotated[str, typer.Option(help="the model's name in the repository")] = "alexnet",
+    data: Annotated[Path | None, typer.Option(help="image folder for the gate [default: generated]")] = None,
+    full_width: Annotated[bool, typer.Option(help="multiply low-rank factors out to 4096 x 9216")] = False,
+    half_storage: Annotated[
+        bool, typer.Option(help="store weights as FP16; the arithmetic stays FP32")
+    ] = False,
+) -> None:
+    """Publish the next version of a model, if it answers as the network does."""
+    from model.fold import expand
+
+    path = checkpoint / "checkpoint.safetensors" if checkpoint.is_dir() else checkpoint
+    loaded = _load_checkpoint(path)
+    if full_width:
+        loaded.net = expand(loaded.net)
+    from export.publish import publish
+
+    images = None if data is None else _gate_images(data, loaded)
+    with out.status("export, parity gate, publish"):
+        version = publish(loaded, path, repository, name, half_storage=half_storage, images=images)
+    provenance = json.loads((version / "provenance.json").read_text())
+    parity, size = provenance["parity"], provenance["model"]["bytes"] / 1e6
+    out.print(
+        f"{version}: {size:.1f} MB, max |dp| {parity['max_abs_difference']:.1e} on {parity['images']} images "
+        f"in batches of {', '.join(map(str, parity['batch_sizes']))}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _load_checkpoint(path: Path) -> Checkpoint:
+    from model.checkpoint import load
+
+    return load(path)
+
+
+def _gate_images(data: Path, checkpoint: Checkpoint) -> Any:
+    """The centre crops of 256 images spread over the folder, uint8 [256, 224, 224, 3]."""
+    import numpy as np
+
+    from model.data import ImageFolder
+    from serving.preprocess import prepare
+
+    root = data / "val" if (data / "val").is_dir() else data
+    folder = ImageFolder.scan(root, [label.wnid for label in checkpoint.labels])
+    chosen = np.linspace(0, len(folder) - 1, min(256, len(folder))).astype(int)
+    return np.concatenate([prepare(folder.paths[i].read_bytes(), Crops.CENTER) for i in chosen])
+
+
+def _settings(given: dict[str, Any]) -> Settings:
+    from pydantic import ValidationError
+
+    from serving.errors import MalformedRequest
+    from serving.settings import Settings
+
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        faults = "; ".join(f"{fault['loc'][0]}: {fault['msg']}" for fault in error.errors())
+        raise MalformedRequest(faults) from error
+
+
+@contextmanager
+def _progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on the terminal's error stream; yields what moves it on."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+if __name__ == "__main__":
+    main()
