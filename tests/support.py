@@ -81,13 +81,13 @@ class FakeBackend:
         self.ready = False
 
 
-def picture(seed: int, width: int = 320, height: int = 260) -> Image.Image:
+def picture(seed: int, width: int = 320, height: int = 260, noise: int = 30) -> Image.Image:
     """A random picture with structure at several scales."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (5, 6, 3), np.uint8)
     image = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
-    noise = rng.integers(-30, 31, image.shape)
-    return Image.fromarray((image.astype(int) + noise).clip(0, 255).astype(np.uint8))
+    grain = rng.integers(-noise, noise + 1, image.shape)
+    return Image.fromarray((image.astype(int) + grain).clip(0, 255).astype(np.uint8))
 
 
 def encoded(image: Image.Image, image_format: str = "JPEG", **options: object) -> bytes:
