@@ -169,8 +169,9 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="go on where the run stopped")] = False,
 ) -> None:
     """Train AlexNet on an image folder."""
+    from model.config import TrainConfig
     from model.machine import keep_freed_memory
-    from model.train import Interrupted, TrainConfig, start
+    from model.train import Interrupted, start
 
     keep_freed_memory()
     given = dict(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate)

@@ -61,9 +61,9 @@ def test_missing_damaged_and_foreign_files_are_named(net: AlexNet, path: Path, t
 
 
 def test_weights_of_another_architecture_are_refused(net: AlexNet, path: Path) -> None:
+    header, _ = checkpoints._read(path)
+    save_file({"conv1.weight": torch.zeros(1)}, path, metadata=dict(header))
     with pytest.raises(CheckpointError, match="weights do not fit"):
-        header, _ = checkpoints._read(path)
-        save_file({"conv1.weight": torch.zeros(1)}, path, metadata=dict(header))
         load(path)
 
 

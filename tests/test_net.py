@@ -201,7 +201,7 @@ def correlated(count: int, width: int, rank: int, seed: int) -> torch.Tensor:
 def components_of(layer: nn.Linear, x: torch.Tensor) -> PrincipalComponents:
     components = PrincipalComponents(layer.out_features)
     with torch.no_grad():
-        for part in x.split(50):
+        for part in torch.split(x, 50):
             components.add(layer(part))
     return components
 

@@ -50,7 +50,8 @@ def png_header(width: int, height: int) -> bytes:
 def test_the_ten_crops_are_corners_and_centre_then_their_mirrors(seed: int) -> None:
     square = np.random.default_rng(seed).integers(0, 256, (256, 256, 3), np.uint8)
     crops = cut_crops(square, Crops.TEN)
-    assert (crops.shape, crops.dtype) == ((10, 224, 224, 3), np.uint8)
+    assert crops.shape == (10, 224, 224, 3)
+    assert crops.dtype == np.uint8
     assert crops.flags.c_contiguous
     for index, (row, column) in enumerate([(0, 0), (0, 32), (32, 0), (32, 32), (16, 16)]):
         window = square[row : row + 224, column : column + 224]
@@ -74,7 +75,8 @@ def test_crops_do_not_share_memory_with_the_picture() -> None:
 def test_any_size_becomes_crops(width: int, height: int, seed: int) -> None:
     data = encoded(picture(seed, width, height), "PNG")
     crops = prepare(data, Crops.TEN)
-    assert (crops.shape, crops.dtype) == ((10, 224, 224, 3), np.uint8)
+    assert crops.shape == (10, 224, 224, 3)
+    assert crops.dtype == np.uint8
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (2, 2000), (256, 256), (255, 257)])
@@ -262,10 +264,10 @@ def test_the_pixel_cap_holds_for_every_format(image_format: str) -> None:
 def answered_or_refused(data: bytes) -> None:
     try:
         square = decode_square(data, max_pixels=4_000_000)
-    except RequestError as error:
-        assert str(error)
-    else:
-        assert (square.shape, square.dtype) == ((256, 256, 3), np.uint8)
+    except RequestError:
+        return
+    assert square.shape == (256, 256, 3)
+    assert square.dtype == np.uint8
 
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")

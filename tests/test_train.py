@@ -18,11 +18,12 @@ from PIL import Image
 from support import ROOT, encoded
 
 from model import checkpoint as checkpoints
+from model.config import TrainConfig, TrainError
 from model.data import Decoded
-from model.evaluate import evaluate_predictor
-from model.train import TrainConfig, Trainer, TrainError, start
+from model.evaluate import Probabilities, evaluate_predictor
+from model.train import Trainer, start
 from serving.contract import Crops
-from serving.preprocess import cut_crops
+from serving.preprocess import Pixels, cut_crops
 
 SMALL = dict(
     epochs=2, batch_size=8, resolutions=((1.0, 64),), precision="fp32", threads=1, validate_every=1,
@@ -70,7 +71,7 @@ def test_a_run_stopped_by_sigterm_goes_on_bit_for_bit(data: Path, tmp_path: Path
     wanted = config(data, epochs=3)
     start(wanted, tmp_path / "straight", resume=False)
     code = (
-        "import sys; from pathlib import Path; from model.train import *;"
+        "import sys; from pathlib import Path; from model.config import TrainConfig; from model.train import start;"
         "start(TrainConfig.read(Path(sys.argv[1])), Path(sys.argv[2]), resume=sys.argv[3] == 'resume')"
     )
     command = [
@@ -115,6 +116,24 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_state(data: Path,
         start(config(data, learning_rate=1e25, batch_norm=False), tmp_path, resume=False)
     assert not (tmp_path / "state.pt").exists()
     assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+def test_a_full_disk_stops_the_run_and_leaves_the_state_before(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(config(data, epochs=1), tmp_path)
+    trainer._save_state()
+    before = (tmp_path / "state.pt").stat()
+
+    def full_disk(_state: object, beside: Path) -> None:
+        beside.write_bytes(b"half")
+        raise RuntimeError("PytorchStreamWriter failed writing file")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(TrainError, match="the one before it stands"):
+        trainer._save_state()
+    assert (tmp_path / "state.pt").stat() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
 
 
 def test_a_state_of_another_network_is_refused(data: Path, tmp_path: Path) -> None:
@@ -183,8 +202,9 @@ def test_every_image_is_counted_once(count: int, crops: Crops) -> None:
     table = rng.dirichlet(np.ones(7), count).astype(np.float32)
     seen: list[int] = []
 
-    def predict(batch: np.ndarray) -> np.ndarray:
-        return table[batch[:, 0, 0, 0]]
+    def predict(batch: Pixels) -> Probabilities:
+        chosen: Probabilities = table[batch[:, 0, 0, 0]]
+        return chosen
 
     data = squares(count)
     result = evaluate_predictor(predict, data, crops, seen.append)
@@ -201,9 +221,10 @@ def test_ten_crops_are_averaged_before_the_decision() -> None:
     )
     projection = np.random.default_rng(5).normal(size=(224 * 224 * 3, 3)) / 1000
 
-    def predict(batch: np.ndarray) -> np.ndarray:
+    def predict(batch: Pixels) -> Probabilities:
         powers = np.exp((batch.reshape(len(batch), -1) - 127.5) @ projection)
-        return (powers / powers.sum(1, keepdims=True)).astype(np.float32)
+        shares: Probabilities = (powers / powers.sum(1, keepdims=True)).astype(np.float32)
+        return shares
 
     wrong = sum(predict(cut_crops(square, Crops.TEN)).mean(0).argmax() != 0 for square in data.squares)
     assert evaluate_predictor(predict, data, Crops.TEN).top1_error == pytest.approx(wrong / 5)
