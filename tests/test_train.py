@@ -71,7 +71,8 @@ def test_a_run_stopped_by_sigterm_goes_on_bit_for_bit(data: Path, tmp_path: Path
     wanted = config(data, epochs=3)
     start(wanted, tmp_path / "straight", resume=False)
     code = (
-        "import sys; from pathlib import Path; from model.config import TrainConfig; from model.train import start;"
+        "import sys; from pathlib import Path;"
+        "from model.config import TrainConfig; from model.train import start;"
         "start(TrainConfig.read(Path(sys.argv[1])), Path(sys.argv[2]), resume=sys.argv[3] == 'resume')"
     )
     command = [
