@@ -263,18 +263,18 @@ def start(config: TrainConfig, run: Path, *, resume: bool, say: Callable[[str], 
                 f"{run} holds no run to resume (config.json and state.pt); start without --resume"
             )
         config = TrainConfig.read(written)
+    elif (run / "state.pt").exists():
+        raise TrainError(f"{run} holds a run already; go on with --resume, or choose another --run")
+    elif config.precision == "auto":
+        config = replace(config, precision=faster_precision())
+    trainer = Trainer(config, run, say)
+    if resume:
+        trainer.resume()
     else:
-        if (run / "state.pt").exists():
-            raise TrainError(f"{run} holds a run already; go on with --resume, or choose another --run")
-        if config.precision == "auto":
-            config = replace(config, precision=faster_precision())
         run.mkdir(parents=True, exist_ok=True)
         beside = run / ".config.json.tmp"
         beside.write_text(json.dumps(asdict(config), indent=2) + "\n")
         checkpoint.replace_durably(beside, written)
-    trainer = Trainer(config, run, say)
-    if resume:
-        trainer.resume()
     return trainer.train()
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +24,8 @@ from serving.preprocess import Pixels
 from serving.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
+ALEXNET = [sys.executable, str(ROOT / "alexnet.py")]
+QUIET = os.environ | {"COLUMNS": "120", "NO_COLOR": "1"}
 
 LABELS = tuple(
     Label(wnid, name)
@@ -95,6 +100,19 @@ def encoded(image: Image.Image, image_format: str = "JPEG", **options: object) -
     buffer = io.BytesIO()
     image.save(buffer, image_format, **options)
     return buffer.getvalue()
+
+
+def run_alexnet(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, its output captured."""
+    return subprocess.run(
+        [*ALEXNET, *map(str, arguments)],
+        cwd=ROOT,
+        env=QUIET,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
 
 
 @contextmanager

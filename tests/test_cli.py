@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -14,22 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from support import ROOT, encoded, picture, tiny_repository
-
-ALEXNET = [sys.executable, str(ROOT / "alexnet.py")]
-QUIET = os.environ | {"COLUMNS": "120", "NO_COLOR": "1"}
-
-
-def run(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*ALEXNET, *map(str, arguments)],
-        cwd=cwd,
-        env=QUIET,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+from support import ALEXNET, QUIET, ROOT, encoded, picture, run_alexnet, tiny_repository
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +29,7 @@ def photo(tmp_path: Path) -> Path:
 
 
 def test_classify_prints_a_table_for_each_image(repository: Path, photo: Path) -> None:
-    done = run("classify", photo, photo, "--repository", repository)
+    done = run_alexnet("classify", photo, photo, "--repository", repository)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(str(photo)) == 2
     assert done.stdout.count("10 crops") == 2
@@ -59,7 +43,7 @@ def test_a_bad_image_among_good_ones_is_told_and_fails_the_command(
 ) -> None:
     text = tmp_path / "notes.jpg"
     text.write_text("no picture")
-    done = run(
+    done = run_alexnet(
         "classify", text, tmp_path / "absent.jpg", photo, "--json", "--top", "2", "--repository", repository
     )
     assert done.returncode == 1
@@ -73,7 +57,7 @@ def test_a_bad_image_among_good_ones_is_told_and_fails_the_command(
 
 def test_a_missing_model_ends_serve_and_classify_with_one_line(tmp_path: Path, photo: Path) -> None:
     for command in (["serve", "--port", "0"], ["classify", str(photo)]):
-        done = run(*command, "--repository", tmp_path / "nowhere")
+        done = run_alexnet(*command, "--repository", tmp_path / "nowhere")
         assert done.returncode == 1
         assert done.stdout == ""
         (line,) = done.stderr.splitlines()
@@ -85,7 +69,7 @@ def test_a_damaged_model_file_ends_the_start_with_one_line(tmp_path: Path) -> No
     tiny_repository(tmp_path)
     model = tmp_path / "alexnet" / "1" / "model.onnx"
     model.write_bytes(model.read_bytes()[:100])
-    done = run("serve", "--port", "0", "--repository", tmp_path)
+    done = run_alexnet("serve", "--port", "0", "--repository", tmp_path)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert str(model) in line
@@ -121,7 +105,7 @@ def test_serve_says_its_address_answers_and_ends_on_sigterm(repository: Path, ph
 
 
 def test_serve_and_classify_give_the_same_answer(repository: Path, photo: Path) -> None:
-    (line,) = run("classify", photo, "--json", "--repository", repository).stdout.splitlines()
+    (line,) = run_alexnet("classify", photo, "--json", "--repository", repository).stdout.splitlines()
     with served("--repository", repository) as (url, _):
         answer = httpx.post(f"{url}/classify", files={"file": photo.read_bytes()}).json()
     assert json.loads(line)["predictions"] == answer["predictions"]
@@ -129,7 +113,7 @@ def test_serve_and_classify_give_the_same_answer(repository: Path, photo: Path) 
 
 def test_a_taken_port_is_an_error(repository: Path) -> None:
     with served("--repository", repository) as (url, _):
-        done = run("serve", "--port", url.rsplit(":", 1)[1], "--repository", repository)
+        done = run_alexnet("serve", "--port", url.rsplit(":", 1)[1], "--repository", repository)
         assert done.returncode != 0
         assert "address already in use" in done.stderr.lower()
 
