@@ -315,6 +315,58 @@ def export(
     )
 
 
+@app.command()
+def versions(
+    model: Annotated[str, typer.Argument()] = "alexnet", repository: Repository = REPOSITORY
+) -> None:
+    """List the versions of a model; the highest that is not withdrawn is served."""
+    from export.versions import listed
+
+    present = listed(repository / model)
+    served = max((version.number for version in present if not version.withdrawn), default=None)
+    table = Table("version", "state", "exported", "MB", "max |dp|", "top-1 %, ten crops", box=None)
+    for version in present:
+        provenance = version.provenance
+        state = "withdrawn" if version.withdrawn else "served" if version.number == served else ""
+        size = provenance.get("model", {}).get("bytes")
+        difference = provenance.get("parity", {}).get("max_abs_difference")
+        accuracy = provenance.get("accuracy", {}).get("top1_ten")
+        table.add_row(
+            str(version.number),
+            state,
+            provenance.get("exported_at", ""),
+            "" if size is None else f"{size / 1e6:.1f}",
+            "" if difference is None else f"{difference:.1e}",
+            "" if accuracy is None else f"{100 * accuracy:.2f}",
+        )
+    out.print(table)
+
+
+@app.command()
+def rollback(
+    model: Annotated[str, typer.Argument()] = "alexnet",
+    to: Annotated[int | None, typer.Option(help="[default: the version before the newest]")] = None,
+    repository: Repository = REPOSITORY,
+) -> None:
+    """Serve an earlier version again, from the next start on; the later ones are withdrawn."""
+    from export.versions import rollback as go_back
+
+    out.print(f"{model}: version {go_back(repository / model, to)} is the newest now")
+
+
+@app.command()
+def prune(
+    model: Annotated[str, typer.Argument()] = "alexnet",
+    keep: Annotated[int, typer.Option(min=1, help="how many of the newest stay")] = 3,
+    repository: Repository = REPOSITORY,
+) -> None:
+    """Delete old and withdrawn versions."""
+    from export.versions import prune as delete
+
+    gone = delete(repository / model, keep)
+    out.print(f"{model}: deleted {', '.join(map(str, gone)) or 'nothing'}", highlight=False)
+
+
 def _load_checkpoint(path: Path) -> Checkpoint:
     from model.checkpoint import load
 

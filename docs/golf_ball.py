@@ -48,7 +48,8 @@ def ball() -> tuple[np.ndarray, np.ndarray]:
     bent /= np.linalg.norm(bent, axis=2, keepdims=True)
     sun = np.array([-0.45, -0.7, 0.55]) / np.linalg.norm([-0.45, -0.7, 0.55])
     diffuse = (bent @ sun).clip(0)
-    shine = (bent @ ((sun + [0, 0, 1]) / np.linalg.norm(sun + [0, 0, 1]))).clip(0) ** 40
+    halfway = sun + np.array([0, 0, 1])
+    shine = (bent @ (halfway / np.linalg.norm(halfway))).clip(0) ** 40
     return 0.3 + 0.62 * diffuse + 0.35 * shine, np.clip((1 - np.sqrt(squared)) * RADIUS, 0, 1)
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from export.config import check_config, config_text
 from export.gate import check_parity, generated_crops
 from export.to_onnx import ExportError, to_onnx
+from export.versions import next_number
 from model.checkpoint import Checkpoint
 from serving.contract import CONFIG_FILE, LABELS_FILE, MODEL_FILE, PROVENANCE_FILE
 from serving.preprocess import Pixels
@@ -76,12 +77,6 @@ def publish(
         return _make_visible(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def next_number(folder: Path) -> int:
-    """One more than the highest version; names that are no version numbers do not count."""
-    names = (path.name for path in folder.iterdir())
-    return 1 + max((int(name) for name in names if name.isdecimal()), default=0)
 
 
 def sha256(path: Path) -> str:

@@ -21,8 +21,9 @@ from support import ROOT
 
 from export.config import check_config, config_text, parse_config
 from export.gate import check_parity, generated_crops
-from export.publish import _sweep, next_number, publish, sha256
+from export.publish import _sweep, publish, sha256
 from export.to_onnx import ExportError, to_onnx
+from export.versions import next_number
 from model import checkpoint as checkpoints
 from model.checkpoint import Checkpoint
 from model.compress import round_to_half
@@ -190,13 +191,6 @@ def test_other_labels_need_another_name(source: Path, published: Path) -> None:
     with pytest.raises(ExportError, match="3 outputs, but 2 labels"):
         publish(changed, source, published.parent.parent, "other")
     assert sorted(p.name for p in published.parent.iterdir()) == ["1", "config.pbtxt", "labels.txt"]
-
-
-def test_versions_are_numbered_past_the_highest(tmp_path: Path) -> None:
-    assert next_number(tmp_path) == 1
-    for name in ("1", "9", "10", ".staging-11-5", "labels.txt"):
-        (tmp_path / name).mkdir()
-    assert next_number(tmp_path) == 11
 
 
 def test_the_configuration_is_triton_s_own_and_checked(tmp_path: Path) -> None:
