@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from serving.contract import Crops
@@ -32,6 +40,9 @@ app = typer.Typer(
     help=("AlexNet (Krizhevsky, Sutskever, Hinton 2012): trained, exported and served."),
 )
 out, err = Console(), Console(stderr=True)
+
+imports = typer.Typer(no_args_is_help=True, help="Make a checkpoint from somebody else's weights.")
+app.add_typer(imports, name="import")
 
 REPOSITORY = Path("model_repository")
 Repository = Annotated[Path, typer.Option("--repository", help="the model repository's folder")]
@@ -315,6 +326,27 @@ def export(
     )
 
 
+@imports.command()
+def torchvision(
+    file: Annotated[Path | None, typer.Option(help="the published .pth [default: download it]")] = None,
+    destination: Annotated[Path, typer.Option("--out", help="the checkpoint")] = Path(
+        "runs/torchvision/checkpoint.safetensors"
+    ),
+) -> None:
+    """torchvision's AlexNet: the owt variant, the 1000 classes of ILSVRC 2012."""
+    from model.checkpoint import save
+    from model.torchvision_weights import download, read_torchvision
+
+    if file is None:
+        with Progress(*_columns(), DownloadColumn(), console=err, transient=True) as bar:
+            task = bar.add_task("download", total=None)
+            file = download(
+                destination.parent, lambda done, total: bar.update(task, completed=done, total=total or None)
+            )
+    save(destination, read_torchvision(file))
+    out.print(f"{destination}\nnext: alexnet export {destination} --name alexnet_imagenet", highlight=False)
+
+
 @app.command()
 def versions(
     model: Annotated[str, typer.Argument()] = "alexnet", repository: Repository = REPOSITORY
@@ -399,10 +431,14 @@ def _settings(given: dict[str, Any]) -> Settings:
         raise MalformedRequest(faults) from error
 
 
+def _columns() -> tuple[ProgressColumn, ...]:
+    return TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
+
+
 @contextmanager
 def _progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar on the terminal's error stream; yields what moves it on."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (*_columns(), MofNCompleteColumn())
     with Progress(*columns, console=err, transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(title, total=total)
         yield lambda count: bar.advance(task, count)
