@@ -37,9 +37,12 @@ class Checkpoint:
 
 
 def save(path: Path, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> None:
-    """Write atomically; `dtype` float16 halves the file (weights are widened again on load)."""
+    """Write atomically; `dtype` float16 halves the file (weights are widened again on load).
+
+    Raises CheckpointError where the disk is full or the folder cannot be written.
+    """
     tensors = {
-        name: tensor.detach().to("cpu", dtype).contiguous()
+        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
         for name, tensor in checkpoint.net.state_dict().items()
     }
     header = {
@@ -48,14 +51,17 @@ def save(path: Path, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32)
         "labels": json.dumps([asdict(label) for label in checkpoint.labels]),
         "facts": json.dumps(checkpoint.facts),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(tensors, beside, metadata=header)
-        beside.chmod(0o644)  # safetensors makes it private
-        replace_durably(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            save_file(tensors, beside, metadata=header)
+            beside.chmod(0o644)  # safetensors makes it private
+            replace_durably(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be written ({error}); what stood there stands") from error
 
 
 def load(path: Path) -> Checkpoint:
@@ -65,13 +71,21 @@ def load(path: Path) -> Checkpoint:
         architecture = Architecture(**json.loads(header["architecture"]))
         labels = [Label(**entry) for entry in json.loads(header["labels"])]
         facts = json.loads(header["facts"])
-    except (KeyError, TypeError, ValueError) as error:
+        with torch.device("meta"):  # shapes without memory: a header may claim any number of classes
+            expected = AlexNet(architecture).state_dict()
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: the header is damaged: {error}") from error
+    unfit = [
+        name
+        for name in expected.keys() | tensors.keys()
+        if name not in expected or name not in tensors or expected[name].shape != tensors[name].shape
+    ]
+    if unfit:
+        raise CheckpointError(f"{path}: weights do not fit {architecture}: {', '.join(sorted(unfit)[:5])}")
+    if len(labels) != architecture.classes:
+        raise CheckpointError(f"{path}: {len(labels)} labels for {architecture.classes} classes")
     net = AlexNet(architecture)
-    try:
-        net.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: weights do not fit {architecture}: {error}") from error
+    net.load_state_dict(tensors)
     return Checkpoint(net.eval(), labels, facts)
 
 

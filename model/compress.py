@@ -10,7 +10,7 @@ from torch import nn
 
 from model.data import Decoded
 from model.fold import PrincipalComponents, factor
-from model.net import HIDDEN, AlexNet
+from model.net import HIDDEN, AlexNet, ArchitectureError
 from serving.contract import Crops
 from serving.preprocess import cut_crops
 
@@ -43,7 +43,7 @@ def output_components(
 def low_rank(net: AlexNet, components: dict[str, PrincipalComponents], rank: int) -> AlexNet:
     """A copy of `net` whose fc6 and fc7 are products of rank `rank`."""
     if net.architecture.low_rank is not None:
-        raise ValueError(f"the network is already of rank {net.architecture.low_rank}")
+        raise ArchitectureError(f"the network is already of rank {net.architecture.low_rank}")
     small = AlexNet(replace(net.architecture, low_rank=rank))
     state = net.state_dict()
     for name, components_of in components.items():

@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from serving.contract import CROP_SIZE
+from model.net import SMALLEST_SIDE, VARIANTS
+from serving.contract import CROP_SIZE, RESIZE_SIZE
 
 
 class TrainError(Exception):
@@ -40,6 +41,33 @@ class TrainConfig:
     threads: int = 0
     validate_every: int = 3
 
+    def __post_init__(self) -> None:
+        """Refuse now what would fail, or mean nothing, an epoch later."""
+        for right, wrong in (
+            (self.recipe in ("modern", "paper"), f"no recipe {self.recipe!r}; there are modern and paper"),
+            (self.variant in VARIANTS, f"no variant {self.variant!r}; there are {', '.join(VARIANTS)}"),
+            (
+                self.precision in ("auto", "fp32", "bf16"),
+                f"no precision {self.precision!r}; there are auto, fp32 and bf16",
+            ),
+            (self.epochs >= 1, f"epochs: at least 1, not {self.epochs}"),
+            (self.validate_every >= 1, f"validate_every: at least 1, not {self.validate_every}"),
+            (
+                self.batch_size >= (2 if self.batch_norm else 1),
+                f"batch_size: at least 1, and 2 with batch norm, not {self.batch_size}",
+            ),
+            (0 <= self.learning_rate < math.inf, f"learning_rate: 0 or more, not {self.learning_rate}"),
+            (0 <= self.warmup < 1, f"warmup: a fraction of the epochs below 1, not {self.warmup}"),
+            (0 <= self.mixup < math.inf, f"mixup: 0 or more, not {self.mixup}"),
+            (1 <= self.crop_min <= RESIZE_SIZE, f"crop_min: 1 to {RESIZE_SIZE} pixels, not {self.crop_min}"),
+            (
+                all(side >= SMALLEST_SIDE for _, side in self.resolutions),
+                f"resolutions: sides of at least {SMALLEST_SIDE} pixels, not {self.resolutions}",
+            ),
+        ):
+            if not right:
+                raise TrainError(wrong)
+
     @classmethod
     def of_recipe(cls, recipe: str, **changes: Any) -> TrainConfig:
         """`modern`: the defaults. `paper`: section 5 of the paper, without batch norm."""
@@ -55,16 +83,19 @@ class TrainConfig:
                 resolutions=((1.0, CROP_SIZE),),
             )
             return cls(recipe=recipe, **(paper | changes))
-        if recipe != "modern":
-            raise TrainError(f"no recipe {recipe!r}; there are modern and paper")
         return cls(recipe=recipe, **changes)
 
     @classmethod
     def read(cls, path: Path) -> TrainConfig:
-        known = {field.name for field in fields(cls)}
-        values = json.loads(path.read_text())
-        values["resolutions"] = tuple((float(a), int(b)) for a, b in values["resolutions"])
-        return cls(**{name: value for name, value in values.items() if name in known})
+        """What a run began with; raises TrainError where `path` is no such file."""
+        try:
+            values = json.loads(path.read_text())
+            known = {field.name: values[field.name] for field in fields(cls) if field.name in values}
+            if "resolutions" in known:
+                known["resolutions"] = tuple((float(a), int(b)) for a, b in known["resolutions"])
+            return cls(**known)
+        except (OSError, ValueError, TypeError) as error:
+            raise TrainError(f"{path}: not the configuration of a run: {error}") from error
 
     def size_at(self, epoch: int) -> int:
         """Side in pixels of the training views in `epoch`."""

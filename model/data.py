@@ -58,7 +58,7 @@ class ImageFolder:
         """List `root`/<class>/*; with `classes`, in their order and refusing any other folder."""
         if not root.is_dir():
             raise DataError(f"{root}: no such folder; expected {root}/<class>/<images>")
-        found = sorted(folder.name for folder in root.iterdir() if folder.is_dir())
+        found = sorted(path.name for path in root.iterdir() if path.is_dir() and not _hidden(path))
         if classes is None:
             classes = found
         unknown = sorted(set(found) - set(classes))
@@ -69,7 +69,7 @@ class ImageFolder:
         paths: list[Path] = []
         targets: list[int] = []
         for target, name in enumerate(classes):
-            images = sorted(p for p in (root / name).glob("*") if p.suffix.lower() in SUFFIXES)
+            images = sorted(path for path in (root / name).glob("*") if _is_image(path))
             if not images:
                 raise DataError(f"{root / name}: no images in it")
             paths += images
@@ -78,6 +78,15 @@ class ImageFolder:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+
+def _hidden(path: Path) -> bool:
+    """`.ipynb_checkpoints` is no class, and macOS's `._photo.jpg` no photograph."""
+    return path.name.startswith(".")
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not _hidden(path) and path.is_file()
 
 
 def labels_of(classes: Sequence[str]) -> list[Label]:
@@ -105,7 +114,7 @@ class Decoded:
         def read(index: int) -> None:
             try:
                 squares[index] = decode_square(folder.paths[index].read_bytes())
-            except RequestError as error:
+            except (RequestError, OSError) as error:
                 raise DataError(f"{folder.paths[index]}: {error}") from error
 
         with ThreadPoolExecutor(workers) as pool:

@@ -64,6 +64,7 @@ def evaluate_predictor(
         mean = predict(batch).reshape(len(targets), views, -1).mean(axis=1)
         order = np.argsort(-mean, axis=1, kind="stable")
         hits = order == targets[:, np.newaxis]
+        hits &= np.isfinite(mean).all(axis=1, keepdims=True)  # NaN would pass for the first class
         wrong1 += int((~hits[:, 0]).sum())
         wrong5 += int((~hits[:, :5].any(axis=1)).sum())
         advance(len(targets))

@@ -26,6 +26,8 @@ POOLED: Final = 6
 """Side of the last pooled map: fc6 reads channels x 6 x 6."""
 LAST_MAP: Final = 13
 """Side of conv5's map at 224 pixels, before the last pooling."""
+SMALLEST_SIDE: Final = 31
+"""Side of the smallest square that passes: conv1's map is 7x7, pooled 3x3, pooled 1x1."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,10 @@ VARIANTS: Final[dict[str, tuple[Convolution, ...]]] = {
 }
 
 
+class ArchitectureError(ValueError):
+    """No network has this shape."""
+
+
 @dataclass(frozen=True)
 class Architecture:
     """What fixes the shape of every weight: enough to rebuild the network from a checkpoint.
@@ -75,16 +81,19 @@ class Architecture:
 
     def __post_init__(self) -> None:
         if self.variant not in VARIANTS:
-            raise ValueError(f"no variant {self.variant!r}; there are {', '.join(VARIANTS)}")
+            raise ArchitectureError(f"no variant {self.variant!r}; there are {', '.join(VARIANTS)}")
         if self.classes < 2:
-            raise ValueError(f"a classifier needs at least 2 classes, not {self.classes}")
+            raise ArchitectureError(f"a classifier needs at least 2 classes, not {self.classes}")
+        if self.low_rank is not None and not 1 <= self.low_rank <= HIDDEN:
+            raise ArchitectureError(f"fc6 and fc7 have ranks of 1 to {HIDDEN}, not {self.low_rank}")
 
 
 class AlexNet(nn.Module):
     """The network of `Architecture`; `forward` is the served contract, `logits` is for training."""
 
     mean: Tensor
-    inverse_std: Tensor
+    inverse_std: Tensor | None
+    """None where `fold_input_scale` moved it into conv1."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -121,7 +130,8 @@ class AlexNet(nn.Module):
         Transposed first, as bytes: with the channels outermost the arithmetic runs over whole
         planes (measured in ONNX Runtime, ten crops: 7 ms less than on NHWC).
         """
-        return (images.permute(0, 3, 1, 2).float() - self.mean) * self.inverse_std
+        centred = images.permute(0, 3, 1, 2).float() - self.mean
+        return centred if self.inverse_std is None else centred * self.inverse_std
 
     def logits(self, x: Tensor) -> Tensor:
         """Normalised float [N, 3, 224, 224] -> float [N, classes], before the softmax.

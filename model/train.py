@@ -3,17 +3,14 @@
     alexnet train DATA --run runs/sample
     alexnet train DATA --run runs/sample --resume
 
-A run folder holds config.json, log.jsonl, state.pt (to resume) and checkpoint.safetensors (to
-evaluate and export). SIGTERM and Ctrl-C save the state first.
+SIGTERM and Ctrl-C save the state first; `model.run` says what a run's folder holds.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.nn import functional
@@ -46,6 +44,7 @@ from model.evaluate import evaluate
 from model.fold import fold_batch_norm
 from model.machine import faster_precision
 from model.net import AlexNet, Architecture, initialise_kaiming, initialise_paper
+from model.run import Run
 from serving.contract import Crops
 from serving.postprocess import Label
 
@@ -63,18 +62,23 @@ class Progressed:
     plateaus: int = 0
     best_error: float = 1.0
     stale: int = 0
+    loss_sum: float = 0.0
+    images: int = 0
+    """Of the current epoch, over every start of the run."""
 
 
 class Trainer:
     """One run: `train()` goes from where it stands to the last epoch."""
 
     def __init__(self, config: TrainConfig, run: Path, say: Callable[[str], None] = print) -> None:
-        self.config, self.run, self.say = config, run, say
+        self.config, self.run, self.say = config, Run(run), say
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(config.seed)
         if config.threads:
             torch.set_num_threads(config.threads)
         folder = ImageFolder.scan(Path(config.data) / "train")
+        if len(folder.classes) < 2:
+            raise TrainError(f"{config.data}/train holds one class, {folder.classes[0]}; it takes two")
         validation = ImageFolder.scan(Path(config.data) / "val", folder.classes)
         self.labels: list[Label] = labels_of(folder.classes)
         self.data = self._decode(folder, "decoding train")
@@ -96,7 +100,7 @@ class Trainer:
 
     def _decode(self, folder: ImageFolder, title: str) -> Decoded:
         with _progress() as bar:
-            task = bar.add_task(title, total=len(folder))
+            task = bar.add_task(title, total=len(folder), note="")
             return Decoded.read(folder, os.cpu_count() or 1, lambda: bar.advance(task))
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
@@ -114,16 +118,15 @@ class Trainer:
         with _signals(self._stop):
             while self.at.epoch < self.config.epochs:
                 started = time.perf_counter()
-                loss, count = self._epoch()
-                seconds = time.perf_counter() - started
-                self._finish_epoch(loss, count / seconds)
-        return self.run / "checkpoint.safetensors"
+                count = self._epoch()
+                self._finish_epoch(count / (time.perf_counter() - started))
+        return self.run.checkpoint
 
     def _stop(self) -> None:
         self.stopping = True
 
-    def _epoch(self) -> tuple[float, int]:
-        """The rest of the current epoch; mean loss and images seen."""
+    def _epoch(self) -> int:
+        """The rest of the current epoch; how many images that were."""
         config, at = self.config, self.at
         self.net.train()
         batches = epoch_order(len(self.data.targets), config.batch_size, config.seed, at.epoch)
@@ -132,26 +135,25 @@ class Trainer:
             partial(training_batch, self.data, self.augmentation, rows, size, (config.seed, at.epoch, step))
             for step, rows in enumerate(batches)
         ][at.step :]
-        total, count = 0.0, 0
+        count = 0
         with _progress() as bar:
-            task = bar.add_task(f"epoch {at.epoch + 1}/{config.epochs} at {size}", total=len(batches))
-            bar.advance(task, at.step)
+            title = f"epoch {at.epoch + 1}/{config.epochs} at {size}"
+            task = bar.add_task(title, total=len(batches), completed=at.step, note="")
             for batch in prefetched(jobs, depth=4, workers=1):
                 progress = (at.epoch + at.step / len(batches)) / config.epochs
                 loss = self._step(batch, config.rate_at(progress, at.plateaus))
-                if not math.isfinite(loss):
-                    raise TrainError(
-                        f"the loss became {loss} in epoch {at.epoch + 1}, step {at.step + 1}; "
-                        f"lower the learning rate; the last good state is {self.run / 'state.pt'}"
-                    )
                 at.step += 1
-                total, count = total + loss * len(batch.targets), count + len(batch.targets)
-                bar.update(task, advance=1, note=f"loss {total / count:.3f}")
+                if not math.isfinite(loss):
+                    raise self._diverged(f"the loss became {loss}")
+                count, at.images = count + len(batch.targets), at.images + len(batch.targets)
+                at.loss_sum += loss * len(batch.targets)
+                bar.update(task, advance=1, note=f"loss {at.loss_sum / at.images:.3f}")
                 if self.stopping:
+                    self._check_weights()
                     self._save_state()
                     raise Interrupted(f"saved at epoch {at.epoch + 1}, step {at.step}")
-        at.epoch, at.step = at.epoch + 1, 0
-        return total / max(count, 1), count
+        self._check_weights()
+        return count
 
     def _step(self, batch: Batch, rate: float) -> float:
         for group in self.optimizer.param_groups:
@@ -180,7 +182,7 @@ class Trainer:
         smoothing = self.config.label_smoothing
         if not self.config.mixup:
             return functional.cross_entropy(self.net.logits(x), targets, label_smoothing=smoothing)
-        seed = int(batch.gain.view(np.uint32).ravel()[0])
+        seed = int(batch.offset.view(np.uint32).ravel()[0])
         share = np.random.default_rng(seed).beta(self.config.mixup, self.config.mixup)
         logits = self.net.logits(share * x + (1 - share) * x.flip(0))
         losses = [
@@ -189,8 +191,10 @@ class Trainer:
         loss: Tensor = share * losses[0] + (1 - share) * losses[1]
         return loss
 
-    def _finish_epoch(self, loss: float, images_per_s: float) -> None:
+    def _finish_epoch(self, images_per_s: float) -> None:
         at, config = self.at, self.config
+        loss = at.loss_sum / max(at.images, 1)
+        at.epoch, at.step, at.loss_sum, at.images = at.epoch + 1, 0, 0.0, 0
         entry: dict[str, Any] = {
             "epoch": at.epoch,
             "loss": round(loss, 4),
@@ -200,11 +204,11 @@ class Trainer:
         if last or at.epoch % config.validate_every == 0 or config.recipe == "paper":
             result = evaluate(self.net, self.validation, Crops.TEN if last else Crops.CENTER)
             entry |= {"crops": str(result.crops), "top1_error": round(result.top1_error, 4)}
-            self._note_plateau(result.top1_error)
+            if not last:  # ten crops' error is lower: no improvement to compare with
+                self._note_plateau(result.top1_error)
             self._save_checkpoint(entry)
         self._save_state()
-        with (self.run / "log.jsonl").open("a") as log:
-            log.write(json.dumps(entry) + "\n")
+        self.run.note(entry)
         self.say(" ".join(f"{name}={value}" for name, value in entry.items()))
 
     def _note_plateau(self, error: float) -> None:
@@ -217,36 +221,52 @@ class Trainer:
             self.at.plateaus, self.at.stale = self.at.plateaus + 1, 0
 
     def _save_checkpoint(self, entry: dict[str, Any]) -> None:
-        facts = {"training": asdict(self.config), "last_epoch": entry, "torch": torch.__version__}
+        training = asdict(self.config) | {"data": Path(self.config.data).name}  # names no one's folders
+        facts = {"training": training, "last_epoch": entry, "torch": torch.__version__}
         folded = fold_batch_norm(self.net.eval())
-        checkpoint.save(self.run / "checkpoint.safetensors", Checkpoint(folded, self.labels, facts))
+        checkpoint.save(self.run.checkpoint, Checkpoint(folded, self.labels, facts))
 
     def _save_state(self) -> None:
-        path, beside = self.run / "state.pt", self.run / "state.pt.tmp"
-        state = {
-            "net": self.net.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "random": torch.get_rng_state(),
-            "at": asdict(self.at),
-            "architecture": asdict(self.net.architecture),
-        }
-        try:
-            torch.save(state, beside)
-            checkpoint.replace_durably(beside, path)
-        except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
-            beside.unlink(missing_ok=True)
-            raise TrainError(f"{path} cannot be written ({error}); the one before it stands") from error
+        self.run.save_state(
+            {
+                "net": self.net.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "random": torch.get_rng_state(),
+                "at": asdict(self.at),
+                "architecture": asdict(self.net.architecture),
+                "classes": self._classes,
+            }
+        )
+
+    @property
+    def _classes(self) -> list[str]:
+        return [label.wnid for label in self.labels]
+
+    def _check_weights(self) -> None:
+        """A finite loss can have a gradient that is not; such weights must not replace good ones."""
+        if not all(bool(tensor.isfinite().all()) for tensor in self.net.state_dict().values()):
+            raise self._diverged("weights became infinite or NaN")
+
+    def _diverged(self, what: str) -> TrainError:
+        state = self.run.state
+        left = f"the last good state is {state}" if state.exists() else "nothing was saved before"
+        where = f"epoch {self.at.epoch + 1}, step {self.at.step}"
+        return TrainError(f"{what} in {where}; lower the learning rate; {left}")
 
     def resume(self) -> None:
         """Take up the state of an earlier start of this run."""
-        path = self.run / "state.pt"
-        state = torch.load(path, weights_only=True)
-        if state["architecture"] != asdict(self.net.architecture):
-            raise TrainError(f"{path} holds {state['architecture']}, not {self.net.architecture}")
-        self.net.load_state_dict(state["net"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["random"])
-        self.at = Progressed(**state["at"])
+        state, path = self.run.load_state(), self.run.state
+        try:
+            if state["architecture"] != asdict(self.net.architecture):
+                raise TrainError(f"{path} holds {state['architecture']}, not {self.net.architecture}")
+            if state.get("classes", self._classes) != self._classes:
+                raise TrainError(f"{path} knows the classes {state['classes']}, not {self._classes}")
+            self.net.load_state_dict(state["net"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            torch.set_rng_state(state["random"])
+            self.at = Progressed(**state["at"])
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise TrainError(f"{path} is not the state of this run: {error!r}") from error
         self.say(f"resumed at epoch {self.at.epoch + 1}, step {self.at.step + 1}")
 
 
@@ -256,37 +276,31 @@ def start(config: TrainConfig, run: Path, *, resume: bool, say: Callable[[str], 
     A run that goes on does so with the configuration it began with. Raises TrainError where
     there is nothing to go on with, or where beginning would overwrite another run.
     """
-    written = run / "config.json"
+    folder = Run(run)
     if resume:
-        if not (written.exists() and (run / "state.pt").exists()):
-            raise TrainError(
-                f"{run} holds no run to resume (config.json and state.pt); start without --resume"
-            )
-        config = TrainConfig.read(written)
-    elif (run / "state.pt").exists():
-        raise TrainError(f"{run} holds a run already; go on with --resume, or choose another --run")
-    elif config.precision == "auto":
+        trainer = Trainer(folder.begun_with(), run, say)
+        trainer.resume()
+        return trainer.train()
+    folder.refuse_another()
+    if config.precision == "auto":
         config = replace(config, precision=faster_precision())
     trainer = Trainer(config, run, say)
-    if resume:
-        trainer.resume()
-    else:
-        run.mkdir(parents=True, exist_ok=True)
-        beside = run / ".config.json.tmp"
-        beside.write_text(json.dumps(asdict(config), indent=2) + "\n")
-        checkpoint.replace_durably(beside, written)
+    folder.begin(config)
     return trainer.train()
 
 
 def _progress() -> Progress:
+    """A bar on the terminal's error stream; its tasks carry a `note`."""
+    console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
+        console=console,
         transient=True,
-        disable=not sys.stderr.isatty(),
+        disable=not console.is_terminal,
     )
 
 

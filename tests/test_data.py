@@ -56,6 +56,15 @@ def test_a_folder_that_cannot_be_trained_on_is_told(tmp_path: Path) -> None:
         ImageFolder.scan(tmp_path, ("cat", "fish"))
 
 
+def test_what_other_programs_leave_in_a_folder_is_no_class_and_no_image(tmp_path: Path) -> None:
+    make_folder(tmp_path, {"a": 1, "b": 1, ".ipynb_checkpoints": 1})
+    (tmp_path / "a" / "._0.jpg").write_bytes(b"a resource fork of macOS")
+    (tmp_path / "a" / "more.jpg").mkdir()
+    folder = ImageFolder.scan(tmp_path)
+    assert folder.classes == ("a", "b")
+    assert folder.paths == (tmp_path / "a" / "0.jpg", tmp_path / "b" / "0.jpg")
+
+
 def test_a_given_order_of_classes_is_kept(tmp_path: Path) -> None:
     make_folder(tmp_path, {"a": 1, "b": 2})
     assert ImageFolder.scan(tmp_path, ("b", "a")).targets == (0, 0, 1)
@@ -71,6 +80,9 @@ def test_decoded_pixels_are_what_serving_decodes(tmp_path: Path) -> None:
     folder.paths[3].write_bytes(b"broken")
     with pytest.raises(DataError, match=str(folder.paths[3])):
         Decoded.read(folder, 2)
+    folder.paths[3].unlink()
+    with pytest.raises(DataError, match=f"{folder.paths[3]}: .*No such file"):
+        Decoded.read(folder, 2)
 
 
 @given(st.integers(1, 300), st.integers(1, 40), st.integers(0, 99), st.integers(0, 99))
@@ -81,6 +93,11 @@ def test_an_epoch_is_a_shuffle_without_repeats(count: int, size: int, seed: int,
     assert len(set(rows.tolist())) == len(rows)
     assert len(rows) == (count // size * size or min(count, size))
     assert [b.tolist() for b in batches] == [b.tolist() for b in epoch_order(count, size, seed, epoch)]
+
+
+def test_every_epoch_and_every_seed_has_an_order_of_its_own() -> None:
+    orders = [np.concatenate(epoch_order(64, 8, seed, epoch)) for seed in (0, 1) for epoch in (0, 1, 2)]
+    assert len({tuple(order.tolist()) for order in [*orders, np.arange(64)]}) == 7
 
 
 def random_data(count: int) -> Decoded:
@@ -116,6 +133,36 @@ def test_the_paper_s_view_is_a_window_or_its_mirror_image() -> None:
             )  # fmt: skip
         mirrored += flipped
     assert 70 < mirrored < 130
+
+
+@pytest.mark.parametrize(("size", "crop_min"), [(64, 128), (224, 128), (128, 256), (160, 40)])
+def test_a_resized_view_is_an_upright_square_window_mirrored_half_the_time(size: int, crop_min: int) -> None:
+    square = np.zeros((256, 256, 3), np.uint8)
+    square[..., 0] = np.arange(256)[:, None]  # a pixel's red is its row, its green its column
+    square[..., 1] = np.arange(256)[None, :]
+    augmentation, mirrored, sides = Augmentation(crop_min), 0, []
+    for seed in range(300):
+        view = augmentation.view(square, size, np.random.default_rng(seed)).astype(int)
+        assert view.shape == (size, size, 3)
+        red, green = view[:, size // 2, 0], view[size // 2, :, 1]
+        mirrored += green[0] > green[-1]
+        assert (view[..., 0] == red[:, None]).all()
+        assert (view[..., 1] == green[None, :]).all()
+        assert (np.diff(red) >= 0).all()
+        height, width = np.ptp(red), np.ptp(green)
+        assert abs(height - width) <= 1
+        sides.append(height * size / (size - 1))
+    assert 110 < mirrored < 190
+    assert crop_min - 4 <= min(sides) <= crop_min + 8
+    assert 256 - 8 <= max(sides) <= 256 + 4
+
+
+def test_every_image_of_a_batch_gets_its_own_brightness_and_colour() -> None:
+    gain, offset = Augmentation(brightness=0.2).colour(5000, np.random.default_rng(8))
+    assert (gain.shape, offset.shape) == ((5000, 1, 1, 1), (5000, 1, 1, 3))
+    assert 0.8 <= gain.min() < 0.81
+    assert 1.19 < gain.max() <= 1.2
+    assert len(np.unique(offset)) > 14_000
 
 
 def test_colour_noise_has_the_published_covariance() -> None:
