@@ -132,7 +132,7 @@ def test_a_request_id_is_kept_where_sane_and_made_otherwise(client: httpx.Client
     [
         (b"", 422, ["empty"]),
         (b"just some text", 415, ["JPEG", "PNG"]),
-        (encoded(picture(5))[:900], 422, ["decoded"]),
+        (encoded(picture(5))[:900], 422, ["JPEG", "damaged or incomplete"]),
     ],
     ids=["empty file", "text named .jpg", "truncated JPEG"],
 )
@@ -153,7 +153,7 @@ def test_a_picture_of_too_many_pixels_is_refused_by_its_header(client: httpx.Cli
     import zlib
 
     bomb += zlib.crc32(bomb[12:29]).to_bytes(4, "big") + bytes.fromhex("0000000049444154")
-    assert_problem(upload(client, bomb), 413, "20000 x 20000", "50,000,000")
+    assert_problem(upload(client, bomb), 413, "50,000,000 pixels")
 
 
 def test_missing_field_wrong_type_and_unknown_values_are_400_or_415(client: httpx.Client) -> None:
