@@ -14,6 +14,7 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from model.fold import fold_input_scale
 from model.net import AlexNet
 from serving.contract import CHANNELS, CROP_SIZE, INPUT_NAME, MAX_BATCH, OUTPUT_NAME
 
@@ -45,7 +46,7 @@ def trace(net: AlexNet) -> onnx.ModelProto:
     batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
     with _quiet():
         program = torch.onnx.export(
-            net.cpu().eval().to(memory_format=torch.contiguous_format),  # type: ignore[call-overload]
+            fold_input_scale(net.cpu().eval()).to(memory_format=torch.contiguous_format),  # type: ignore[call-overload]
             (example,),
             input_names=[INPUT_NAME],
             output_names=[OUTPUT_NAME],

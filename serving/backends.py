@@ -59,41 +59,63 @@ class Backend(Protocol):
 
 
 class OnnxRuntimeBackend:
-    """ONNX Runtime in this process, one inference at a time over all its threads."""
+    """ONNX Runtime in this process: every core for a request that is alone, one core each for several.
 
-    concurrency = 1
+    Side by side, single-threaded runs do not wait for each other at every operator, nor for the
+    decoders that take a core in between (measured at 8 clients: 12.0 against 13.1 images a second).
+    """
 
     def __init__(self, repository: Path, name: str, threads: int) -> None:
         self._repository, self._name, self._threads = repository, name, threads
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="infer")
-        self._loaded: tuple[onnxruntime.InferenceSession, Model] | None = None
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="infer")
+        self._loaded: _Loaded | None = None
+        self._running = 0
+
+    @property
+    def concurrency(self) -> int:
+        return self._threads
 
     @property
     def model(self) -> Model:
-        return self._ready()[1]
+        return self._ready().model
 
     async def start(self) -> None:
         if self._loaded is not None:
             return
         version = latest_version(self._repository, self._name)
         run = asyncio.get_running_loop().run_in_executor
-        session = await run(self._pool, open_session, version, self._threads)
+        alone = await run(self._pool, open_session, version, self._threads)
+        beside = alone if self._threads == 1 else await run(self._pool, open_session, version, 1)
         info = ModelInfo(version.model, version.number, version.precision, "onnxruntime")
-        self._loaded = session, Model(info, version.labels, version.provenance)
+        self._loaded = _Loaded(alone, beside, Model(info, version.labels, version.provenance))
 
     async def infer(self, crops: Pixels) -> Probabilities:
-        session = self._ready()[0]
+        loaded = self._ready()
+        session = loaded.beside if self._running else loaded.alone
         run = asyncio.get_running_loop().run_in_executor
-        return await run(self._pool, run_session, session, crops)
+        self._running += 1
+        try:
+            return await run(self._pool, run_session, session, crops)
+        finally:
+            self._running -= 1
 
     async def close(self) -> None:
         self._pool.shutdown(wait=True)
         self._loaded = None
 
-    def _ready(self) -> tuple[onnxruntime.InferenceSession, Model]:
+    def _ready(self) -> _Loaded:
         if self._loaded is None:
             raise ModelNotReady(f"the model {self._name} is not loaded yet; try again in a moment")
         return self._loaded
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """One version, opened twice: with every thread, and with one."""
+
+    alone: onnxruntime.InferenceSession
+    beside: onnxruntime.InferenceSession
+    model: Model
 
 
 def open_session(version: Version, threads: int) -> onnxruntime.InferenceSession:

@@ -37,6 +37,7 @@ async def serve(settings: Settings, backend: Backend, ready: Callable[[str], Non
         host=settings.host,
         port=settings.port,
         log_level="warning",
+        access_log=False,
         server_header=False,
         timeout_graceful_shutdown=int(settings.request_timeout_s) + 1,
     )

@@ -131,6 +131,7 @@ def _bgr(net: AlexNet) -> None:
 
 def _no_normalisation(net: AlexNet) -> None:
     net.mean.zero_()
+    assert net.inverse_std is not None
     net.inverse_std.fill_(1)
 
 
