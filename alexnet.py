@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import statistics
 import sys
+import tempfile
+import timeit
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,9 +32,12 @@ from serving.contract import Crops
 from serving.errors import ServingError
 
 if TYPE_CHECKING:
+    from export.forms import Form, Precision
+    from export.publish import Validation
     from model.checkpoint import Checkpoint
     from model.data import Decoded
     from serving.pipeline import Answer
+    from serving.preprocess import Pixels
     from serving.settings import Settings
 
 app = typer.Typer(
@@ -45,6 +52,8 @@ imports = typer.Typer(no_args_is_help=True, help="Make a checkpoint from somebod
 app.add_typer(imports, name="import")
 
 REPOSITORY = Path("model_repository")
+CALIBRATION_IMAGES = 384
+"""Two thirds observed, one third held out to choose the method."""
 Repository = Annotated[Path, typer.Option("--repository", help="the model repository's folder")]
 Threads = Annotated[int, typer.Option(help="0: one for each core")]
 
@@ -262,6 +271,7 @@ def compress(
     """Make fc6 and fc7 low rank, and every weight FP16; the accuracy left is measured and kept."""
     from model import checkpoint as checkpoints
     from model.compress import low_rank, output_components, round_to_half
+    from model.evaluate import accuracy, torch_predictor
 
     full = checkpoints.load(checkpoint)
     classes = [label.wnid for label in full.labels]
@@ -270,27 +280,16 @@ def compress(
         components = output_components(full.net, decoded, advance)
     small = round_to_half(low_rank(full.net, components, rank))
     del decoded
-    accuracy = _accuracy(small, _decode(data, classes))
-    facts = full.facts | {"accuracy": accuracy}
+    validation = _decode(data, classes)
+    with _progress("accuracy", 2 * len(validation.targets)) as advance:
+        left = accuracy(torch_predictor(small), validation, advance)
+    facts = full.facts | {"accuracy": left}
     import torch
 
     checkpoints.save(
         destination, checkpoints.Checkpoint(small, full.labels, facts), dtype=torch.float16
     )
-    out.print_json(data={f"rank {rank}, FP16": accuracy, "full width": full.facts.get("last_epoch")})
-
-
-def _accuracy(net: Any, data: Decoded) -> dict[str, float]:
-    """Top-1 and top-5 accuracy in 0..1 on `data`, one crop and ten."""
-    from model.evaluate import evaluate as measure
-
-    figures: dict[str, float] = {"images": len(data.targets)}
-    for crops in (Crops.CENTER, Crops.TEN):
-        with _progress(f"{crops} crops", len(data.targets)) as advance:
-            result = measure(net, data, crops, advance)
-        figures[f"top1_{crops}"] = round(1 - result.top1_error, 4)
-        figures[f"top5_{crops}"] = round(1 - result.top5_error, 4)
-    return figures
+    out.print_json(data={f"rank {rank}, FP16": left, "full width": full.facts.get("last_epoch")})
 
 
 @app.command()
@@ -298,31 +297,93 @@ def export(
     checkpoint: Annotated[Path, typer.Argument(help="a checkpoint, or a run's folder")],
     repository: Repository = REPOSITORY,
     name: Annotated[str, typer.Option(help="the model's name in the repository")] = "alexnet",
-    data: Annotated[Path | None, typer.Option(help="image folder for the gate [default: generated]")] = None,
+    precision: Annotated[str, typer.Option(help="fp32, int8, or several with commas")] = "fp32",
+    data: Annotated[
+        Path | None, typer.Option(help="train/ to calibrate INT8 on, val/ to check on [default: generated]")
+    ] = None,
     full_width: Annotated[bool, typer.Option(help="multiply low-rank factors out to 4096 x 9216")] = False,
     half_storage: Annotated[
-        bool, typer.Option(help="store weights as FP16; the arithmetic stays FP32")
+        bool, typer.Option(help="store FP32's weights as FP16; the arithmetic stays FP32")
     ] = False,
 ) -> None:
-    """Publish the next version of a model, if it answers as the network does."""
+    """Publish the next version of a model in each precision that answers as the network does."""
+    from export.forms import Precision
+    from export.publish import publish
+    from export.to_onnx import ExportError
     from model.fold import expand
 
+    try:
+        wanted = [Precision(part.strip()) for part in precision.split(",")]
+    except ValueError as error:
+        raise ExportError(f"{error}; --precision is one or more of {', '.join(Precision)}") from error
+    if Precision.INT8 in wanted and data is None:
+        raise ExportError("INT8 is calibrated on photographs: give their folder with --data")
     path = checkpoint / "checkpoint.safetensors" if checkpoint.is_dir() else checkpoint
     loaded = _load_checkpoint(path)
     if full_width:
         loaded.net = expand(loaded.net)
-    from export.publish import publish
+    images = None if data is None else _crops_of(data, "val", loaded, 256)
+    validation = _validation(data, loaded) if data is not None and wanted != [Precision.FP32] else None
+    table = Table("MB", "ten crops, ms", "max |dp|", "same top-1", "top-1 %, ten crops", "version", box=None)
+    try:
+        for each in wanted:
+            form = _form(each, data, loaded, half_storage)
+            steps = 2 * len(validation.data.targets) if validation else 1
+            with _progress(f"{each}: export, gate, publish", steps) as advance:
+                measured = validation and replace(validation, advance=advance)
+                version = publish(
+                    loaded, path, repository, name, form=form, images=images, validation=measured
+                )
+            table.add_row(*_exported(version))
+    finally:
+        if table.row_count:
+            out.print(table)
 
-    images = None if data is None else _gate_images(data, loaded)
-    with out.status("export, parity gate, publish"):
-        version = publish(loaded, path, repository, name, half_storage=half_storage, images=images)
+
+def _form(precision: Precision, data: Path | None, checkpoint: Checkpoint, half_storage: bool) -> Form:
+    import numpy as np
+
+    from export.forms import Precision, fp32, int8
+
+    if precision is Precision.FP32 or data is None:
+        return fp32(checkpoint.net, half_storage=half_storage)
+    crops = _crops_of(data, "train", checkpoint, CALIBRATION_IMAGES)
+    held_out = crops[2::3]
+    used = np.concatenate([crops[0::3], crops[1::3]])
+    with _progress("int8: calibration", len(used)) as advance:
+        return int8(checkpoint.net, used, held_out, advance)
+
+
+def _validation(data: Path, checkpoint: Checkpoint) -> Validation:
+    """The validation photographs, and the FP32 network's accuracy on them."""
+    from export.gate import onnx_predictor
+    from export.publish import Validation
+    from export.to_onnx import to_onnx
+    from model.evaluate import accuracy
+
+    decoded = _decode(data, [label.wnid for label in checkpoint.labels])
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "fp32.onnx"
+        to_onnx(checkpoint.net, file)
+        with _progress("fp32: accuracy", 2 * len(decoded.targets)) as advance:
+            return Validation(decoded, accuracy(onnx_predictor(file), decoded, advance))
+
+
+def _exported(version: Path) -> tuple[str, ...]:
+    """A row of export's table; the time is the median of eleven inferences on this machine."""
+    from export.gate import generated_crops, onnx_predictor
+
     provenance = json.loads((version / "provenance.json").read_text())
-    parity, size = provenance["parity"], provenance["model"]["bytes"] / 1e6
-    out.print(
-        f"{version}: {size:.1f} MB, max |dp| {parity['max_abs_difference']:.1e} on {parity['images']} images "
-        f"in batches of {', '.join(map(str, parity['batch_sizes']))}",
-        highlight=False,
-        soft_wrap=True,
+    parity, predict, crops = provenance["parity"], onnx_predictor(version / "model.onnx"), generated_crops(10)
+    seconds = [timeit.timeit(lambda: predict(crops), number=1) for _ in range(12)]
+    accuracy = provenance.get("accuracy", {}).get("top1_ten")
+    return (
+        f"{provenance['model']['bytes'] / 1e6:.1f}",
+        f"{1000 * statistics.median(seconds[1:]):.1f}",
+        f"{parity['max_abs_difference']:.1e}",
+        f"{parity['top1_agreement']:.1%}",
+        "" if accuracy is None else f"{100 * accuracy:.2f}",
+        str(version),
     )
 
 
@@ -405,16 +466,16 @@ def _load_checkpoint(path: Path) -> Checkpoint:
     return load(path)
 
 
-def _gate_images(data: Path, checkpoint: Checkpoint) -> Any:
-    """The centre crops of 256 images spread over the folder, uint8 [256, 224, 224, 3]."""
+def _crops_of(data: Path, split: str, checkpoint: Checkpoint, count: int) -> Pixels:
+    """The centre crops of `count` images spread over the split, uint8 [count, 224, 224, 3]."""
     import numpy as np
 
     from model.data import ImageFolder
     from serving.preprocess import prepare
 
-    root = data / "val" if (data / "val").is_dir() else data
+    root = data / split if (data / split).is_dir() else data
     folder = ImageFolder.scan(root, [label.wnid for label in checkpoint.labels])
-    chosen = np.linspace(0, len(folder) - 1, min(256, len(folder))).astype(int)
+    chosen = np.linspace(0, len(folder) - 1, min(count, len(folder))).astype(int)
     return np.concatenate([prepare(folder.paths[i].read_bytes(), Crops.CENTER) for i in chosen])
 
 

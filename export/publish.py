@@ -11,21 +11,34 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
 from export.config import check_config, config_text
-from export.gate import check_parity, generated_crops
-from export.to_onnx import ExportError, to_onnx
+from export.forms import Form, Precision, fp32
+from export.gate import check_accuracy, check_parity, generated_crops, onnx_predictor
+from export.to_onnx import ExportError
 from export.versions import next_number
 from model.checkpoint import Checkpoint
+from model.data import Decoded
+from model.evaluate import Accuracy, accuracy
 from serving.contract import CONFIG_FILE, LABELS_FILE, MODEL_FILE, PROVENANCE_FILE
 from serving.preprocess import Pixels
 
 GATE_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Photographs that never trained, and how well the FP32 network does on them."""
+
+    data: Decoded
+    reference: Accuracy
+    advance: Callable[[int], None] = lambda _: None
 
 
 def publish(
@@ -34,15 +47,18 @@ def publish(
     repository: Path,
     name: str,
     *,
-    half_storage: bool = False,
+    form: Form | None = None,
     images: Pixels | None = None,
-    extra: dict[str, Any] | None = None,
+    validation: Validation | None = None,
 ) -> Path:
-    """Export, check and publish the next version of `name`; returns its folder.
+    """Write a form of the network, check it and publish it as the next version; returns its folder.
 
-    `images`: crops for the parity gate (default: 64 generated ones). Raises ExportError, and
-    then nothing became visible.
+    `form`: default FP32. `images`: crops for the parity gate (default: 64 generated ones). With
+    `validation` the file's own accuracy is measured there, bounded and kept; without it the
+    checkpoint's is kept. Raises ExportError, and then nothing became visible.
     """
+    form = form or fp32(checkpoint.net)
+    name = form.model_name(name)
     folder = repository / name
     folder.mkdir(parents=True, exist_ok=True)
     labels = "".join(f"{label.line()}\n" for label in checkpoint.labels)
@@ -54,18 +70,18 @@ def publish(
     staging.mkdir()
     try:
         file = staging / MODEL_FILE
-        to_onnx(checkpoint.net, file, half_storage=half_storage)
+        form.write(file)
         crops = generated_crops(GATE_IMAGES) if images is None else images
-        parity = check_parity(checkpoint.net, file, crops)
+        parity = check_parity(checkpoint.net, file, crops, form.bounds)
         provenance = {
-            "precision": "fp32",
+            "precision": form.precision,
             "architecture": asdict(checkpoint.net.architecture),
             "classes": len(checkpoint.labels),
             "checkpoint": {"file": source.name, "sha256": sha256(source)},
             "model": {"file": MODEL_FILE, "sha256": sha256(file), "bytes": file.stat().st_size},
             "parity": asdict(parity),
-            **{key: value for key, value in checkpoint.facts.items() if key == "accuracy"},
-            **(extra or {}),
+            **form.facts,
+            **_accuracy(checkpoint, file, form, validation),
             "exported_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "tools": {tool: installed(tool) for tool in ("torch", "onnx", "onnxruntime")},
         }
@@ -77,6 +93,20 @@ def publish(
         return _make_visible(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _accuracy(
+    checkpoint: Checkpoint, file: Path, form: Form, validation: Validation | None
+) -> dict[str, Any]:
+    """FP32 answers as the network does, so the network's figures are its own; others are measured."""
+    if validation is None:
+        known = checkpoint.facts.get("accuracy") if form.precision is Precision.FP32 else None
+        return {} if known is None else {"accuracy": known}
+    if form.precision is Precision.FP32:
+        return {"accuracy": validation.reference}
+    measured = accuracy(onnx_predictor(file), validation.data, validation.advance)
+    check_accuracy(measured, validation.reference, form.bounds)
+    return {"accuracy": measured, "accuracy_fp32": validation.reference}
 
 
 def sha256(path: Path) -> str:

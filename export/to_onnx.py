@@ -19,6 +19,11 @@ from model.net import AlexNet
 from serving.contract import CHANNELS, CROP_SIZE, INPUT_NAME, MAX_BATCH, OUTPUT_NAME
 
 OPSET: Final = 20
+IR_VERSION: Final = 10
+READERS: Final = {"ONNX Runtime 1.18": (21, 10), "TensorRT 10": (20, 10)}
+"""The oldest engines that must read the files, with the newest opset and IR version they accept.
+Sources: onnxruntime.ai, "ONNX Runtime compatibility"; onnx-tensorrt 10.0, docs/operators.md."""
+
 _HALF_MIN_SIZE: Final = 100_000
 """Initializers smaller than this stay FP32: biases, LRN's bands and constants weigh nothing."""
 
@@ -60,7 +65,19 @@ def trace(net: AlexNet) -> onnx.ModelProto:
         if not value.type.tensor_type.shape.dim[0].dim_param:
             raise ExportError(f"the batch dimension of {value.name} is fixed in the exported graph")
     _forget_the_machine(model)
+    check_readable(model)
     return model
+
+
+def check_readable(model: onnx.ModelProto) -> None:
+    """Raises ExportError if one of READERS is too old for the file."""
+    opset = max(entry.version for entry in model.opset_import if not entry.domain)
+    for reader, (newest_opset, newest_ir) in READERS.items():
+        if opset > newest_opset or model.ir_version > newest_ir:
+            raise ExportError(
+                f"{reader} reads opset {newest_opset} and IR version {newest_ir} at most, "
+                f"and the graph has {opset} and {model.ir_version}"
+            )
 
 
 def store_half(model: onnx.ModelProto) -> None:

@@ -18,6 +18,9 @@ Probabilities = npt.NDArray[np.float32]
 Predict = Callable[[Pixels], Probabilities]
 """uint8 [N, 224, 224, 3] -> float32 [N, classes]: the served contract, whatever answers it."""
 
+Accuracy = dict[str, float]
+"""images, top1_center, top5_center, top1_ten, top5_ten: a count, and fractions 0..1 of it."""
+
 IMAGES_AT_ONCE = 8
 
 
@@ -36,6 +39,16 @@ def evaluate(
 ) -> Evaluation:
     """The network in evaluation mode on its own device."""
     return evaluate_predictor(torch_predictor(net), data, crops, advance)
+
+
+def accuracy(predict: Predict, data: Decoded, advance: Callable[[int], None] = lambda _: None) -> Accuracy:
+    """Top-1 and top-5 accuracy, with the centre crop and with ten; `advance` is told of each image twice."""
+    figures: Accuracy = {"images": len(data.targets)}
+    for crops in (Crops.CENTER, Crops.TEN):
+        result = evaluate_predictor(predict, data, crops, advance)
+        figures[f"top1_{crops}"] = round(1 - result.top1_error, 4)
+        figures[f"top5_{crops}"] = round(1 - result.top5_error, 4)
+    return figures
 
 
 def torch_predictor(net: AlexNet) -> Predict:

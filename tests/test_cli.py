@@ -151,3 +151,14 @@ def test_the_committed_sample_answers_ten_classes_without_torch(photo: Path) -> 
     answer = json.loads(done.stdout)
     assert len(answer["predictions"]) == 5
     assert answer["model"]["name"] == "alexnet"
+
+
+def test_an_unknown_precision_and_int8_without_photographs_are_told() -> None:
+    checkpoint = str(ROOT / "checkpoints" / "imagenette.safetensors")
+    unknown = run_alexnet("export", checkpoint, "--precision", "fp32,int4")
+    assert unknown.returncode == 1
+    assert "'int4'" in unknown.stderr
+    assert "fp32, int8" in unknown.stderr
+    without = run_alexnet("export", checkpoint, "--precision", "int8")
+    assert without.returncode == 1
+    assert "--data" in without.stderr

@@ -20,9 +20,10 @@ import torch
 from support import ROOT
 
 from export.config import check_config, config_text, parse_config
+from export.forms import fp32
 from export.gate import check_parity, generated_crops
 from export.publish import _sweep, publish, sha256
-from export.to_onnx import ExportError, to_onnx
+from export.to_onnx import ExportError, check_readable, to_onnx
 from export.versions import next_number
 from model import checkpoint as checkpoints
 from model.checkpoint import Checkpoint
@@ -56,7 +57,9 @@ def source(net: AlexNet, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def published(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of version 1 of a model published from `source`."""
     repository = tmp_path_factory.mktemp("repository")
-    return publish(checkpoints.load(source), source, repository, "alexnet", half_storage=True)
+    loaded = checkpoints.load(source)
+    form = fp32(loaded.net, half_storage=True)
+    return publish(loaded, source, repository, "alexnet", form=form)
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +107,17 @@ def test_the_graph_keeps_the_contract_and_names_no_path(file: Path) -> None:
     assert "Pow" not in kinds, "LRN in the form that is slow on a CPU"
     assert str(ROOT).encode() not in file.read_bytes()
     assert b".py" not in file.read_bytes()
+
+
+def test_a_graph_too_new_for_a_server_is_refused(file: Path) -> None:
+    model = onnx.load(file)
+    check_readable(model)
+    model.ir_version = 11
+    with pytest.raises(ExportError, match=r"ONNX Runtime 1\.18 reads opset 21 and IR version 10"):
+        check_readable(model)
+    model.ir_version, model.opset_import[0].version = 10, 21
+    with pytest.raises(ExportError, match="TensorRT 10 reads opset 20"):
+        check_readable(model)
 
 
 def test_half_storage_halves_the_file_and_changes_no_bit(net: AlexNet, file: Path, tmp_path: Path) -> None:
@@ -214,19 +228,19 @@ def test_kill_9_while_publishing_leaves_no_incomplete_version(source: Path, tmp_
         from pathlib import Path
         import export.publish as p
         from model.checkpoint import load
-        def write(net, path, **_):
+        from export.forms import Form, Precision
+        from export.gate import FP32_BOUNDS, Parity
+        def write(path):
             with path.open("wb") as file:
                 for _ in range(40):
                     file.write(bytes(100_000)); file.flush()
-        p.to_onnx = write
-        p.check_parity = lambda *_: p_parity
-        from export.gate import Parity
-        p_parity = Parity(1, (1,), 0.0, 1.0, 1e-5)
+        form = Form(Precision.FP32, write, FP32_BOUNDS)
+        p.check_parity = lambda *_: Parity(1, (1,), 0.0, 0.0, 1.0, FP32_BOUNDS)
         source, repository = map(Path, sys.argv[1:])
         loaded = load(source)
         print("go", flush=True)
         while True:
-            p.publish(loaded, source, repository, "alexnet")
+            p.publish(loaded, source, repository, "alexnet", form=form)
     """)
     rng = np.random.default_rng(3)
     for _ in range(4):
