@@ -324,7 +324,8 @@ def export(
         loaded.net = expand(loaded.net)
     images = None if data is None else _crops_of(data, "val", loaded, 256)
     validation = _validation(data, loaded) if data is not None and wanted != [Precision.FP32] else None
-    table = Table("MB", "ten crops, ms", "max |dp|", "same top-1", "top-1 %, ten crops", "version", box=None)
+    table = Table("MB", "ten crops ms", "max |dp|", "same top-1", "top-1 %", box=None)
+    table.add_column("version", overflow="fold")
     try:
         for each in wanted:
             form = _form(each, data, loaded, half_storage)
