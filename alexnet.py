@@ -29,7 +29,7 @@ from rich.progress import (
 from rich.table import Table
 
 from serving.contract import Crops
-from serving.errors import ServingError
+from serving.errors import ModelNotReady, ServingError
 
 if TYPE_CHECKING:
     from export.forms import Form, Precision
@@ -459,6 +459,25 @@ def prune(
 
     gone = delete(repository / model, keep)
     out.print(f"{model}: deleted {', '.join(map(str, gone)) or 'nothing'}", highlight=False)
+
+
+@app.command()
+def verify(
+    url: Annotated[str, typer.Argument(help="a gateway, http://HOST:PORT")],
+    repository: Repository = REPOSITORY,
+) -> None:
+    """Ask a running server whether it still answers as its version was exported."""
+    from serving.verify import verify as ask
+
+    verdict = ask(url, repository)
+    table = Table("golden image", "crops", "max |dp|", box=None)
+    for each in verdict.differences:
+        table.add_row(each.image, str(each.crops), f"{each.max_abs_difference:.1e}")
+    out.print(table)
+    said = f"{verdict.model} version {verdict.version}"
+    if verdict.broken:
+        raise ModelNotReady(f"{url}: {said} does not answer as when it was exported ({verdict.broken})")
+    out.print(f"{said} answers as when it was exported (tolerance {verdict.tolerance:g})", highlight=False)
 
 
 def _load_checkpoint(path: Path) -> Checkpoint:

@@ -21,6 +21,7 @@ from typing import Any
 from export.config import check_config, config_text
 from export.forms import Form, Precision, fp32
 from export.gate import check_accuracy, check_parity, generated_crops, onnx_predictor
+from export.golden import golden_images
 from export.to_onnx import ExportError
 from export.versions import next_number
 from model.checkpoint import Checkpoint
@@ -86,7 +87,8 @@ def publish(
             "tools": {tool: installed(tool) for tool in ("torch", "onnx", "onnxruntime")},
         }
         (staging / PROVENANCE_FILE).write_text(json.dumps(provenance, indent=2) + "\n")
-        for path in staging.iterdir():
+        golden_images(onnx_predictor(file), form.bounds.golden_tolerance).write(staging)
+        for path in (*staging.rglob("*"), staging):
             _sync(path)
         _replace_text(folder / LABELS_FILE, labels)
         _replace_text(folder / CONFIG_FILE, config)

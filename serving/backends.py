@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -85,6 +86,7 @@ class OnnxRuntimeBackend:
         version = latest_version(self._repository, self._name)
         run = asyncio.get_running_loop().run_in_executor
         alone = await run(self._pool, open_session, version, self._threads)
+        await run(self._pool, check_golden, version, alone)
         beside = alone if self._threads == 1 else await run(self._pool, open_session, version, 1)
         info = ModelInfo(version.model, version.number, version.precision, "onnxruntime")
         self._loaded = _Loaded(alone, beside, Model(info, version.labels, version.provenance))
@@ -143,6 +145,17 @@ def open_session(version: Version, threads: int) -> onnxruntime.InferenceSession
             f"{EXPORT_HINT}"
         )
     return session
+
+
+def check_golden(version: Version, session: onnxruntime.InferenceSession) -> None:
+    """Raises ModelNotReady where the version does not answer its golden images as it was exported."""
+    if version.golden is None:
+        return
+    broken = version.golden.broken(version.golden.differences(partial(run_session, session)))
+    if broken is not None:
+        raise ModelNotReady(
+            f"{version.path}: does not answer as when it was exported ({broken}); {EXPORT_HINT}"
+        )
 
 
 def run_session(session: onnxruntime.InferenceSession, crops: Pixels) -> Probabilities:

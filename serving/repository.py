@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from serving.contract import LABELS_FILE, MODEL_FILE, PROVENANCE_FILE
-from serving.errors import ModelNotReady
+from serving.errors import ModelNotReady, UnknownModel
+from serving.golden import Golden
 from serving.postprocess import Label, read_labels
 
 EXPORT_HINT = "make one with: alexnet export CHECKPOINT"
@@ -23,6 +24,7 @@ class Version:
     path: Path
     labels: tuple[Label, ...]
     provenance: dict[str, Any]
+    golden: Golden | None = None
 
     @property
     def precision(self) -> str:
@@ -43,11 +45,29 @@ def latest_version(repository: Path, model: str) -> Version:
     numbers = version_numbers(folder)
     if not numbers:
         raise ModelNotReady(f"{folder}: no version of this model; {EXPORT_HINT}")
-    number = str(numbers[-1])
+    return _read(folder, str(numbers[-1]))
+
+
+def find_version(repository: Path, model: str, number: str) -> Version:
+    """One version by its number; raises UnknownModel if this repository has no such version."""
+    folder = repository / model
+    if number not in map(str, version_numbers(folder)):
+        raise UnknownModel(f"{repository} has no version {number} of the model {model!r}")
+    return _read(folder, number)
+
+
+def _read(folder: Path, number: str) -> Version:
     path = folder / number / MODEL_FILE
     if not path.is_file():
         raise ModelNotReady(f"{path}: no such file; {EXPORT_HINT}")
-    return Version(model, number, path, _labels(folder), _provenance(path.with_name(PROVENANCE_FILE)))
+    return Version(
+        folder.name,
+        number,
+        path,
+        _labels(folder),
+        _provenance(path.with_name(PROVENANCE_FILE)),
+        _golden(path.parent),
+    )
 
 
 def labels_beside(model_file: Path) -> tuple[Label, ...]:
@@ -71,3 +91,10 @@ def _provenance(path: Path) -> dict[str, Any]:
         return {}
     except (OSError, ValueError) as error:
         raise ModelNotReady(f"{path}: cannot be read ({error}); {EXPORT_HINT}") from error
+
+
+def _golden(version: Path) -> Golden | None:
+    try:
+        return Golden.read(version)
+    except (OSError, ValueError) as error:
+        raise ModelNotReady(f"{version}: golden images cannot be read ({error}); {EXPORT_HINT}") from error

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -17,19 +16,20 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from support import ROOT
+from support import ROOT, tiny_repository
 
 from export.config import check_config, config_text, parse_config
 from export.forms import fp32
 from export.gate import check_parity, generated_crops
+from export.golden import SIZES
 from export.publish import _sweep, publish, sha256
 from export.to_onnx import ExportError, check_readable, to_onnx
-from export.versions import next_number
 from model import checkpoint as checkpoints
 from model.checkpoint import Checkpoint
 from model.compress import round_to_half
 from model.net import AlexNet, Architecture, initialise_kaiming
 from serving.contract import INPUT_NAME, OUTPUT_NAME
+from serving.golden import Golden
 from serving.postprocess import Label, read_labels
 from serving.repository import latest_version
 
@@ -71,7 +71,7 @@ def file(net: AlexNet, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_published_version_is_complete(published: Path, source: Path) -> None:
     assert published.name == "1"
-    assert sorted(path.name for path in published.iterdir()) == ["model.onnx", "provenance.json"]
+    assert sorted(path.name for path in published.iterdir()) == ["golden", "model.onnx", "provenance.json"]
     assert sorted(path.name for path in published.parent.iterdir()) == ["1", "config.pbtxt", "labels.txt"]
     assert list(read_labels(published.parent / "labels.txt")) == LABELS
     provenance = json.loads((published / "provenance.json").read_text())
@@ -221,50 +221,72 @@ def test_the_configuration_is_triton_s_own_and_checked(tmp_path: Path) -> None:
         check_config(text.replace("max_batch_size: 640", "max_batch_size: -1"), 1000)
 
 
-def test_kill_9_while_publishing_leaves_no_incomplete_version(source: Path, tmp_path: Path) -> None:
-    """A publisher with the slow parts stubbed runs in a loop and is killed at random moments."""
-    code = textwrap.dedent("""
-        import sys
-        from pathlib import Path
-        import export.publish as p
-        from model.checkpoint import load
-        from export.forms import Form, Precision
-        from export.gate import FP32_BOUNDS, Parity
-        def write(path):
-            with path.open("wb") as file:
-                for _ in range(40):
-                    file.write(bytes(100_000)); file.flush()
-        form = Form(Precision.FP32, write, FP32_BOUNDS)
-        p.check_parity = lambda *_: Parity(1, (1,), 0.0, 0.0, 1.0, FP32_BOUNDS)
-        source, repository = map(Path, sys.argv[1:])
-        loaded = load(source)
-        print("go", flush=True)
+PUBLISHER = """
+import io, os, sys
+from pathlib import Path
+import export.publish as p
+from export.forms import Form, Precision
+from export.gate import FP32_BOUNDS, Parity
+from model.checkpoint import load
+model, source, repository = map(Path, sys.argv[1:])
+whole = model.read_bytes()
+def write(path):
+    with path.open("wb", buffering=0) as file:
+        for start in range(0, len(whole), 4096):
+            file.write(whole[start : start + 4096])
+form = Form(Precision.FP32, write, FP32_BOUNDS)
+p.check_parity = lambda *_: Parity(1, (1,), 0.0, 0.0, 1.0, FP32_BOUNDS)
+loaded = load(source)
+images = p.generated_crops(1)
+for _ in sys.stdin:
+    publisher = os.fork()
+    if publisher == 0:
         while True:
-            p.publish(loaded, source, repository, "alexnet", form=form)
-    """)
+            p.publish(loaded, source, repository, "alexnet", form=form, images=images)
+    print(publisher, flush=True)
+    os.waitpid(publisher, 0)
+    print("gone", flush=True)
+"""
+
+
+def test_kill_9_while_publishing_leaves_no_incomplete_version(source: Path, tmp_path: Path) -> None:
+    """Fifty publishers, killed at random moments. They are forked by a process that has loaded what
+    they need; what they skip is the parity gate, so that most of their time is spent writing."""
+    model = tiny_repository(tmp_path / "tiny") / "alexnet" / "1" / "model.onnx"
+    repository = tmp_path / "repository"
+    folder = repository / "alexnet"
+    forker = subprocess.Popen(
+        [sys.executable, "-c", PUBLISHER, str(model), str(source), str(repository)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert forker.stdin is not None and forker.stdout is not None
     rng = np.random.default_rng(3)
-    for _ in range(4):
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, str(source), str(tmp_path)],
-            stdout=subprocess.PIPE,
-            cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-        )
-        assert process.stdout is not None
-        process.stdout.readline()
-        (tmp_path / "alexnet").mkdir(exist_ok=True)
-        before = next_number(tmp_path / "alexnet")
-        while next_number(tmp_path / "alexnet") == before:  # one more is published ...
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.2))  # ... and the next is under way
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        for version in (tmp_path / "alexnet").iterdir():
-            if version.name.isdecimal():
-                assert (version / "model.onnx").stat().st_size == 4_000_000
-                json.loads((version / "provenance.json").read_text())
-    assert latest_version(tmp_path, "alexnet").labels == tuple(LABELS)
-    (tmp_path / "alexnet" / ".staging-7-999999999").mkdir()
-    _sweep(tmp_path / "alexnet")
-    assert not list((tmp_path / "alexnet").glob(".staging-*")), "what the killed ones left is swept"
+    cut_short, one_takes_s = 0, 0.0
+    for _ in range(50):
+        forker.stdin.write("\n")
+        forker.stdin.flush()
+        publisher = int(forker.stdout.readline())
+        started = time.monotonic()
+        while not one_takes_s:  # the first publishes one version undisturbed, which tells how long it takes
+            time.sleep(0.005)
+            if (folder / "1").exists():
+                one_takes_s = time.monotonic() - started
+        time.sleep(rng.uniform(0, 1.5 * one_takes_s))
+        os.kill(publisher, signal.SIGKILL)
+        assert forker.stdout.readline() == "gone\n"
+        cut_short += any(folder.glob(".staging-*"))
+        for version in folder.glob("[1-9]*"):
+            assert (version / "model.onnx").read_bytes() == model.read_bytes()
+            assert json.loads((version / "provenance.json").read_text())["precision"] == "fp32"
+            golden = Golden.read(version)
+            assert golden is not None and len(golden.images) == len(SIZES)
+    forker.communicate(timeout=20)
+    assert cut_short > 10 and (folder / "5").exists(), "the moments were not spread over the writing"
+    assert latest_version(repository, "alexnet").labels == tuple(LABELS)
+    (folder / ".staging-7-999999999").mkdir()
+    _sweep(folder)
+    assert not list(folder.glob(".staging-*")), "what the killed ones left is swept"

@@ -90,7 +90,16 @@ function describe({ name, version, precision, backend, classes, provenance }) {
   const accuracy = provenance?.accuracy?.top1_ten;
   const measured = accuracy === undefined ? "" :
     `; right first in ${(100 * accuracy).toFixed(1)} % of its validation photographs`;
-  return `${name}, version ${version}, ${precision} on ${backend}; ${classes} classes${measured}.`;
+  return `${name}, version ${version}, ${precision} on ${backend}; ${classes} classes${measured}.` +
+    agreed(provenance?.parity);
+}
+
+/** The parity gate's verdict: how near this version's answers are to the network that was trained. */
+function agreed(parity) {
+  if (parity === undefined) return "";
+  return ` Compared with PyTorch on ${parity.images} images before it was published: ` +
+    `probabilities within ${parity.max_abs_difference.toExponential(0)}, ` +
+    `the same first label on ${(100 * parity.top1_agreement).toFixed(1)} %.`;
 }
 
 function showClasses(labels) {

@@ -1,0 +1,103 @@
+"""Does a running server still answer as the version was exported? `alexnet verify URL` asks it.
+
+Asked with the golden images of the same version in a repository at hand: through a gateway whole files
+go to POST /classify, so that its decoding, crops, labels and averaging are asked as well.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urlencode
+from urllib.request import Request, urlopen
+
+import numpy as np
+
+from serving.contract import Crops
+from serving.errors import MalformedRequest, ModelNotReady, UnknownModel
+from serving.golden import Difference, difference
+from serving.postprocess import Probabilities
+from serving.repository import Version, find_version
+
+TIMEOUT_S = 30
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a server answered, beside what was expected; `broken` says what is wrong, if anything."""
+
+    model: str
+    version: str
+    tolerance: float
+    differences: list[Difference]
+    broken: str | None
+
+
+def verify(url: str, repository: Path) -> Verdict:
+    """Ask the server at http(s)://HOST:PORT about the version that it says it serves.
+
+    Raises ModelNotReady where the server, or the version's golden images, are not there.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise MalformedRequest(f"{url}: a gateway's URL is http://HOST:PORT or https://HOST:PORT")
+    gateway = _Gateway(url.rstrip("/"))
+    served = gateway.ask("/model")
+    version = find_version(repository, served["name"], served["version"])
+    return _compare(version, lambda data, crops: gateway.row(version, data, crops))
+
+
+def _compare(version: Version, ask: Callable[[bytes, Crops], Probabilities]) -> Verdict:
+    golden = version.golden
+    if golden is None:
+        raise UnknownModel(f"{version.path.parent} holds no golden images; export it again")
+    found = [
+        Difference(image.name, crops, difference(ask(image.data, crops), expected))
+        for image in golden.images
+        for crops, expected in image.expected.items()
+    ]
+    return Verdict(version.model, version.number, golden.tolerance, found, golden.broken(found))
+
+
+class _Gateway:
+    """A gateway asked over HTTP, with the standard library: one request after the other."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def ask(self, path: str, body: bytes | None = None) -> Any:
+        """The JSON answer; raises ModelNotReady with what the server said instead of one."""
+        request = Request(self._url + path, body, {"Content-Type": "image/png"} if body else {})
+        try:
+            with urlopen(request, timeout=TIMEOUT_S) as response:
+                return json.load(response)
+        except HTTPError as error:
+            with error:
+                raise ModelNotReady(f"{self._url}{path} answers {error.code}: {_detail(error)}") from error
+        except (OSError, HTTPException, ValueError) as error:
+            reason = getattr(error, "reason", error)
+            raise ModelNotReady(f"{self._url}{path}: no answer from a gateway there ({reason})") from error
+
+    def row(self, version: Version, picture: bytes, crops: Crops) -> Probabilities:
+        """float32 [classes] in the order of the version's own labels; NaN where a label is another."""
+        query = urlencode({"crops": crops, "top": len(version.labels)})
+        answer = self.ask(f"/classify?{query}", picture)
+        if answer["model"]["version"] != version.number:
+            raise ModelNotReady(f"{self._url}: the version changed while it was asked; ask again")
+        row = np.full(len(version.labels), np.nan, np.float32)
+        for prediction in answer["predictions"]:
+            index = prediction["index"]
+            if index < len(row) and version.labels[index].name == prediction["label"]:
+                row[index] = prediction["probability"]
+        return row
+
+
+def _detail(error: HTTPError) -> str:
+    try:
+        return str(json.load(error)["detail"])
+    except (ValueError, KeyError, TypeError):
+        return error.reason
