@@ -125,10 +125,12 @@ def _add_classify(app: FastAPI, settings: Settings, pipeline: Pipeline, metrics:
             raise UnknownModel(f"no model {model!r} is served here; there is {served!r}")
         crops = crops or settings.default_crops
         try:
-            async with asyncio.timeout(settings.request_timeout_s):
+            async with asyncio.timeout(settings.request_timeout_s) as limit:
                 data = await read_image(request, settings.max_upload_bytes)
                 read_ms = 1000 * (time.perf_counter() - started)
-                answer = await pipeline.classify(data, crops, top, detail=detail)
+                answer = await pipeline.classify(
+                    data, crops, top, detail=detail, deadline_s=limit.when()
+                )
         except TimeoutError as error:
             raise DeadlineExceeded(f"no answer within {settings.request_timeout_s:g} s") from error
         timing = {"read": read_ms, **answer.timing_ms, "total": 1000 * (time.perf_counter() - started)}

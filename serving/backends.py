@@ -38,6 +38,14 @@ class Model:
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Inference:
+    """What an engine answered, and the model that did: `Backend.model` may be a newer one by now."""
+
+    probabilities: Probabilities  # float32 [N, classes]
+    model: Model
+
+
 class Backend(Protocol):
     """What the gateway needs of an engine. A test passes a fake one in."""
 
@@ -47,13 +55,17 @@ class Backend(Protocol):
 
     @property
     def model(self) -> Model:
-        """The model loaded; raises ModelNotReady before `start` has succeeded."""
+        """The model that new requests meet; raises ModelNotReady while there is none."""
 
     async def start(self) -> None:
         """Load and answer one inference of each size; raises ModelNotReady."""
 
-    async def infer(self, crops: Pixels) -> Probabilities:
-        """uint8 [N, 224, 224, 3] -> float32 [N, classes]."""
+    async def infer(self, crops: Pixels, deadline_s: float | None = None) -> Inference:
+        """uint8 [N, 224, 224, 3] -> float32 [N, classes], all of one model version.
+
+        `deadline_s`: when the caller gives up, on the event loop's clock; it cancels the call then.
+        A remote engine passes it on, so that its server drops what nobody waits for.
+        """
 
     async def close(self) -> None:
         """Free what `start` took."""
@@ -91,13 +103,13 @@ class OnnxRuntimeBackend:
         info = ModelInfo(version.model, version.number, version.precision, "onnxruntime")
         self._loaded = _Loaded(alone, beside, Model(info, version.labels, version.provenance))
 
-    async def infer(self, crops: Pixels) -> Probabilities:
+    async def infer(self, crops: Pixels, deadline_s: float | None = None) -> Inference:
         loaded = self._ready()
         session = loaded.beside if self._running else loaded.alone
         run = asyncio.get_running_loop().run_in_executor
         self._running += 1
         try:
-            return await run(self._pool, run_session, session, crops)
+            return Inference(await run(self._pool, run_session, session, crops), loaded.model)
         finally:
             self._running -= 1
 

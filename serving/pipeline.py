@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from serving.admission import Admission
-from serving.backends import Backend, ModelInfo
+from serving.backends import Backend, Inference, ModelInfo
 from serving.contract import CENTRE, CENTRE_MIRRORED, CROP_COUNT, VIEWS, Crops
 from serving.postprocess import (
     Label,
@@ -65,10 +65,21 @@ class Pipeline:
         self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
         self._engine = asyncio.Semaphore(backend.concurrency)
 
-    async def classify(self, data: bytes, crops: Crops, top: int = 5, *, detail: bool = False) -> Answer:
-        """Answer one encoded photograph; raises a leaf of `serving.errors.ServingError`."""
+    async def classify(
+        self,
+        data: bytes,
+        crops: Crops,
+        top: int = 5,
+        *,
+        detail: bool = False,
+        deadline_s: float | None = None,
+    ) -> Answer:
+        """Answer one encoded photograph; raises a leaf of `serving.errors.ServingError`.
+
+        `deadline_s`: when the caller gives up, on the event loop's clock.
+        """
         timing: dict[str, float] = {}
-        model = self.backend.model
+        _ = self.backend.model  # not ready: told before the work of decoding
         with self.admission.admit(CROP_COUNT[crops]):
             with _timed(timing, "decode"):
                 run = asyncio.get_running_loop().run_in_executor
@@ -77,36 +88,42 @@ class Pipeline:
                 await self._engine.acquire()
             try:
                 with _timed(timing, "infer"):
-                    seen, probabilities = await self._infer(cut, crops)
+                    seen, inference = await self._infer(cut, crops, deadline_s)
             finally:
                 self._engine.release()
             self.admission.measured(len(seen), timing["infer"] / 1000)
+        model = inference.model
         with _timed(timing, "post"):
-            mean = average(probabilities)
+            mean = average(inference.probabilities)
             predictions = top_predictions(mean, model.labels, top)
             winner = predictions[0].index
             views = [
                 _view(view, row, winner, model.labels, top)
-                for view, row in zip(seen, probabilities, strict=True)
+                for view, row in zip(seen, inference.probabilities, strict=True)
                 if detail
             ]
         return Answer(predictions, model.info, len(seen), timing, views)
 
-    async def _infer(self, cut: Pixels, crops: Crops) -> tuple[list[int], Probabilities]:
-        """Which of the ten views were seen, and their probabilities [seen, classes]."""
+    async def _infer(
+        self, cut: Pixels, crops: Crops, deadline_s: float | None
+    ) -> tuple[list[int], Inference]:
+        """Which of the ten views were seen, and what one model version said of each."""
+        all_views = list(range(len(cut)))
         if crops is Crops.CENTER:
-            return [CENTRE], await self.backend.infer(cut)
+            return [CENTRE], await self.backend.infer(cut, deadline_s)
         if crops is Crops.TEN:
-            return list(range(len(cut))), await self.backend.infer(cut)
+            return all_views, await self.backend.infer(cut, deadline_s)
         first = [CENTRE, CENTRE_MIRRORED]
-        settled = await self.backend.infer(cut[first])
-        if margin(average(settled)) >= self._auto_margin:
+        settled = await self.backend.infer(cut[first], deadline_s)
+        if margin(average(settled.probabilities)) >= self._auto_margin:
             return first, settled
-        rest = [view for view in range(len(cut)) if view not in first]
-        others = await self.backend.infer(cut[rest])
-        every = np.empty((len(cut), settled.shape[1]), settled.dtype)
-        every[first], every[rest] = settled, others
-        return list(range(len(cut))), every
+        rest = [view for view in all_views if view not in first]
+        others = await self.backend.infer(cut[rest], deadline_s)
+        if others.model != settled.model:  # a reload in between: no mean over two networks
+            return all_views, await self.backend.infer(cut, deadline_s)
+        every = np.empty((len(cut), settled.probabilities.shape[1]), np.float32)
+        every[first], every[rest] = settled.probabilities, others.probabilities
+        return all_views, Inference(every, settled.model)
 
     def close(self) -> None:
         """End the decode threads; what they are doing is finished first."""

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import uvicorn
 from PIL import Image
 
 from serving.app import create_app
-from serving.backends import Backend, Model, ModelInfo
+from serving.backends import Backend, Inference, Model, ModelInfo
 from serving.errors import ModelNotReady
 from serving.postprocess import Label, Probabilities
 from serving.preprocess import Pixels
@@ -47,13 +48,14 @@ LABELS = tuple(
 class FakeBackend:
     """An engine whose answer depends on every pixel: softmax of ten random projections.
 
-    `before` runs at each inference, so that a test can make it slow or make it fail.
+    `before` runs at each inference, so that a test can make it slow, make it fail or `reload`.
     """
 
     concurrency = 1
 
     def __init__(self, labels: tuple[Label, ...] = LABELS, before: Callable[[], None] = lambda: None) -> None:
         self.batches: list[Pixels] = []
+        self.deadlines: list[float | None] = []
         self.ready = False
         self._before = before
         self._model = Model(
@@ -70,10 +72,16 @@ class FakeBackend:
     async def start(self) -> None:
         self.ready = True
 
-    async def infer(self, crops: Pixels) -> Probabilities:
+    async def infer(self, crops: Pixels, deadline_s: float | None = None) -> Inference:
         self._before()
         self.batches.append(crops)
-        return self.probabilities(crops)
+        self.deadlines.append(deadline_s)
+        return Inference(self.probabilities(crops), self._model)
+
+    def reload(self, version: str, seed: int) -> None:
+        """From now on another version answers, with other projections."""
+        self._model = replace(self._model, info=replace(self._model.info, version=version))
+        self._projection = np.random.default_rng(seed).normal(0, 1e-3, self._projection.shape)
 
     def probabilities(self, crops: Pixels) -> Probabilities:
         """What `infer` answers, for a test to compare with."""

@@ -87,6 +87,45 @@ def test_auto_sees_ten_crops_only_where_the_centre_and_its_mirror_do_not_settle_
         assert said[winner] == pytest.approx(float(row[winner]), rel=1e-5)
 
 
+def test_an_auto_answer_comes_from_one_version_even_if_the_model_is_reloaded_in_between(
+    serve: Serve,
+) -> None:
+    data = encoded(picture(21))
+    backend = FakeBackend(before=lambda: backend.reload("8", seed=8) if len(backend.batches) == 1 else None)
+    with serve(backend, auto_margin=1.0) as url, httpx.Client(base_url=url) as client:
+        body = upload(client, data, crops="auto", top=10).json()
+    expected = backend.probabilities(prepare(data, Crops.TEN)).mean(axis=0)  # of version 8
+    assert [len(batch) for batch in backend.batches] == [2, 8, 10]
+    assert body["model"]["version"] == "8"
+    said = {p["index"]: p["probability"] for p in body["predictions"]}
+    np.testing.assert_allclose([said[index] for index in range(10)], expected, rtol=1e-4)
+
+
+def test_an_answer_names_the_version_that_gave_it_not_the_one_loaded_since(serve: Serve) -> None:
+    backend = FakeBackend()
+    original = backend.infer
+
+    async def reloaded_in_flight(*arguments: object) -> object:
+        answer = await original(*arguments)  # type: ignore[arg-type]
+        backend.reload("8", seed=8)
+        return answer
+
+    backend.infer = reloaded_in_flight  # type: ignore[assignment, method-assign]
+    with serve(backend) as url, httpx.Client(base_url=url) as client:
+        assert upload(client, encoded(picture(22))).json()["model"]["version"] == "7"
+        assert client.get("/model").json()["version"] == "8"
+
+
+def test_the_engine_is_told_the_request_s_deadline(serve: Serve) -> None:
+    backend = FakeBackend()
+    with serve(backend, request_timeout_s=7.0) as url, httpx.Client(base_url=url) as client:
+        before = time.monotonic()  # the clock of asyncio's loops, and of uvloop's to the millisecond
+        upload(client, encoded(picture(23)))
+    (deadline_s,) = backend.deadlines
+    assert deadline_s is not None
+    assert before + 6.9 < deadline_s < time.monotonic() + 7.1
+
+
 def test_a_raw_body_and_a_multipart_field_get_the_same_answer(client: httpx.Client) -> None:
     data = encoded(picture(2))
     raw = client.post("/classify", content=data, headers=JPEG).json()
@@ -210,12 +249,12 @@ def test_a_full_queue_is_503_with_retry_after_and_livez_stays_200(serve: Serve) 
     backend = FakeBackend(before=lambda: None)
     original = backend.infer
 
-    async def slow(crops: object) -> object:
+    async def slow(*arguments: object) -> object:
         import asyncio
 
         while not release.is_set():
             await asyncio.sleep(0.005)
-        return await original(crops)  # type: ignore[arg-type]
+        return await original(*arguments)  # type: ignore[arg-type]
 
     backend.infer = slow  # type: ignore[assignment, method-assign]
     data = encoded(picture(8))
@@ -245,11 +284,11 @@ def test_an_expired_deadline_is_504(serve: Serve) -> None:
     backend = FakeBackend()
     original = backend.infer
 
-    async def slow(crops: object) -> object:
+    async def slow(*arguments: object) -> object:
         import asyncio
 
         await asyncio.sleep(5)
-        return await original(crops)  # type: ignore[arg-type]
+        return await original(*arguments)  # type: ignore[arg-type]
 
     backend.infer = slow  # type: ignore[assignment, method-assign]
     with serve(backend, request_timeout_s=0.2) as url, httpx.Client(base_url=url) as client:

@@ -38,7 +38,9 @@ def test_the_embedded_engine_answers_as_the_formula(tmp_path: Path) -> None:
             crops = random_crops(count, count)
             powers = np.exp(crops.mean(axis=(1, 2)) @ weights)
             expected = powers / powers.sum(axis=1, keepdims=True)
-            np.testing.assert_allclose(await backend.infer(crops), expected, rtol=1e-3)
+            inference = await backend.infer(crops)
+            assert inference.model is backend.model
+            np.testing.assert_allclose(inference.probabilities, expected, rtol=1e-3)
         await backend.close()
 
     asyncio.run(run())
@@ -49,9 +51,9 @@ def test_many_inferences_at_once_do_not_mix(tmp_path: Path) -> None:
         backend = OnnxRuntimeBackend(tiny_repository(tmp_path), "alexnet", threads=2)
         await backend.start()
         batches = [random_crops(2, seed) for seed in range(12)]
-        alone = [await backend.infer(batch) for batch in batches]
+        alone = [(await backend.infer(batch)).probabilities for batch in batches]
         together = await asyncio.gather(*(backend.infer(batch) for batch in batches))
-        np.testing.assert_allclose(alone, together, rtol=1e-6)
+        np.testing.assert_allclose(alone, [each.probabilities for each in together], rtol=1e-6)
         await backend.close()
 
     asyncio.run(run())
