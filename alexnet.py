@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import statistics
 import sys
 import tempfile
@@ -87,7 +88,9 @@ def serve(
 
     given = dict(host=host, port=port, model_repository=repository, model=model, infer_threads=threads)
     settings = _settings(given)
-    backend = OnnxRuntimeBackend(settings.model_repository, settings.model, settings.infer_threads)
+    backend = OnnxRuntimeBackend(
+        settings.model_repository, settings.model, settings.infer_threads, settings.watch_s
+    )
 
     def ready(url: str) -> None:
         info = backend.model.info
@@ -97,6 +100,8 @@ def serve(
             soft_wrap=True,
         )
 
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("alexnet").setLevel(logging.INFO)
     asyncio.run(run(settings, backend, ready))
 
 
@@ -442,7 +447,7 @@ def rollback(
     to: Annotated[int | None, typer.Option(help="[default: the version before the newest]")] = None,
     repository: Repository = REPOSITORY,
 ) -> None:
-    """Serve an earlier version again, from the next start on; the later ones are withdrawn."""
+    """Serve an earlier version again; the later ones are withdrawn. Running gateways follow at once."""
     from export.versions import rollback as go_back
 
     out.print(f"{model}: version {go_back(repository / model, to)} is the newest now")

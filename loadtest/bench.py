@@ -50,6 +50,14 @@ class Round:
     p99_ms: float
 
 
+@dataclass(frozen=True)
+class Server:
+    """A server that answers."""
+
+    url: str
+    pid: int
+
+
 def photographs(folder: Path | None) -> list[bytes]:
     """JPEG files of the folder, or 24 generated pictures of 500x375."""
     if folder is not None:
@@ -67,7 +75,7 @@ def photographs(folder: Path | None) -> list[bytes]:
 
 
 @contextmanager
-def server(command: list[str], port: int, **environment: str) -> Iterator[str]:
+def server(command: list[str], port: int, **environment: str) -> Iterator[Server]:
     """Start a server, wait until /readyz answers 200, stop it by its process id."""
     process = subprocess.Popen(command, cwd=ROOT, env=os.environ | environment)
     url = f"http://127.0.0.1:{port}"
@@ -81,7 +89,7 @@ def server(command: list[str], port: int, **environment: str) -> Iterator[str]:
                     break
             except httpx.HTTPError:
                 time.sleep(0.05)
-        yield url
+        yield Server(url, process.pid)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
@@ -206,10 +214,10 @@ def main() -> None:
         naive_command = [run, "-m", "uvicorn", "--app-dir", "loadtest", "naive_server:app"]
         naive_command += ["--port", str(naive), "--log-level", "warning"]
         with (
-            server(our_command, ours) as our_url,
-            server(naive_command, naive, NAIVE_MODEL=str(stock)) as naive_url,
+            server(our_command, ours) as gateway,
+            server(naive_command, naive, NAIVE_MODEL=str(stock)) as peer,
         ):
-            servers = {"gateway": our_url, "naive": naive_url}
+            servers = {"gateway": gateway.url, "naive": peer.url}
             for number in range(-1, given.rounds):  # round -1 warms up
                 for clients in map(int, given.clients.split(",")):
                     for name, url in servers.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -42,8 +41,6 @@ from serving.settings import Settings
 PAGE: Final = Path(__file__).with_name("page")
 PROBLEM_JSON: Final = "application/problem+json"
 RETRY_MODEL_S: Final = 2
-
-logger = logging.getLogger("alexnet.gateway")
 
 _UPLOAD: Final = {
     "requestBody": {
@@ -87,7 +84,6 @@ def create_app(settings: Settings, backend: Backend) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await backend.start()
-        logger.info("ready: %s", asdict(backend.model.info))
         yield
         pipeline.close()
         await backend.close()

@@ -70,6 +70,17 @@ def _read(folder: Path, number: str) -> Version:
     )
 
 
+def newest_state(repository: Path, model: str) -> object:
+    """A value that changes when the newest version, or what is read beside it, does; cheap to ask."""
+    folder = repository / model
+    try:
+        numbers = version_numbers(folder)[-1:]
+        paths = (folder / LABELS_FILE, *(folder / str(number) for number in numbers))
+        return numbers, [path.stat().st_mtime_ns for path in paths]
+    except OSError as error:  # a name that went away between two looks, or a folder that cannot be read
+        return str(error)
+
+
 def labels_beside(model_file: Path) -> tuple[Label, ...]:
     """The labels of <model>/<version>/model.onnx; raises ModelNotReady if there are none."""
     return _labels(model_file.resolve().parent.parent)

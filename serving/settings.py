@@ -25,6 +25,7 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535)
     model_repository: Path = Path("model_repository")
     model: str = "alexnet"
+    watch_s: float = Field(2.0, ge=0, description="look for a new version so often; 0: never")
     default_crops: Crops = Crops.TEN
     auto_margin: float = Field(0.9, ge=0, le=1)
     max_upload_bytes: int = Field(20_000_000, gt=0)

@@ -136,6 +136,7 @@ def test_a_file_that_was_exchanged_after_the_export_is_not_loaded(tmp_path: Path
         lambda folder: (folder / "golden.json").write_text("[]"),
         lambda folder: (folder / "2.png").unlink(),
         lambda folder: (folder / "golden.json").unlink(),
+        lambda folder: (folder / "golden.json").write_text('{"tolerance": "much", "images": []}'),
     ],
 )
 def test_damaged_golden_images_are_told(tmp_path: Path, damage: object) -> None:
@@ -144,6 +145,14 @@ def test_damaged_golden_images_are_told(tmp_path: Path, damage: object) -> None:
     damage(repository / "alexnet" / "1" / GOLDEN_FOLDER)
     with pytest.raises(ModelNotReady, match="golden images cannot be read"):
         latest_version(repository, "alexnet")
+
+
+def test_a_damaged_golden_picture_stops_the_load(tmp_path: Path) -> None:
+    repository = with_golden(tmp_path)
+    picture = repository / "alexnet" / "1" / GOLDEN_FOLDER / "2.png"
+    picture.write_bytes(picture.read_bytes()[:200])
+    with pytest.raises(ModelNotReady, match="does not answer as when it was exported"):
+        asyncio.run(OnnxRuntimeBackend(repository, "alexnet", 1).start())
 
 
 def test_verify_asks_a_running_gateway(tmp_path: Path) -> None:
