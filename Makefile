@@ -12,13 +12,16 @@ DEV  := .venv-dev
 INPUTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help serve dev test lint types imports core train evaluate export bench lock clean distclean
+.PHONY: help serve triton dev test lint types imports core train evaluate export bench lock clean distclean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1~/' | awk -F'~' '{printf "%-18s %s\n", $$1, $$2}'
 
 serve: $(CORE)/.complete  ## the gateway; ARGS='--port 9000' passes flags on
 	$(CORE)/bin/alexnet serve $(ARGS)
+
+triton: $(CORE)/.complete  ## a local Triton server on model_repository/; ARGS='--grpc-port 9001'
+	$(CORE)/bin/alexnet triton $(ARGS)
 
 dev: $(DEV)/.complete  ## the full environment: .venv-dev
 

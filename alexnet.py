@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import signal
 import statistics
 import sys
 import tempfile
+import threading
 import timeit
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -100,9 +102,47 @@ def serve(
             soft_wrap=True,
         )
 
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("alexnet").setLevel(logging.INFO)
+    _log_to_stderr()
     asyncio.run(run(settings, backend, ready))
+
+
+@app.command()
+def triton(
+    repository: Repository = REPOSITORY,
+    models: Annotated[str, typer.Option(help="names with commas [default: all it can load]")] = "",
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    http_port: Annotated[int, typer.Option(help="8000 is the gateway's; 0: any free one")] = 8003,
+    grpc_port: Annotated[int, typer.Option(help="0: any free one")] = 8001,
+    metrics_port: Annotated[int, typer.Option(help="0: any free one")] = 8002,
+    watch_s: Annotated[float, typer.Option(min=0.1, help="look for a new version so often")] = 2.0,
+    log: Annotated[Path | None, typer.Option(help="file for everything the server says")] = None,
+) -> None:
+    """A local Triton server on the model repository, without Docker; follows what is published."""
+    from serving.triton import LocalTriton
+
+    _log_to_stderr()
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    server = LocalTriton(
+        repository,
+        [name.strip() for name in models.split(",") if name.strip()],
+        http_port=http_port,
+        grpc_port=grpc_port,
+        metrics_port=metrics_port,
+        host=host,
+        log=log,
+        say=lambda text: err.print(text, highlight=False, soft_wrap=True),
+    )
+    with server:
+        served = ", ".join(f"{entry['name']} version {entry['version']}" for entry in server.index())
+        out.print(
+            f"Triton: {served} ready on grpc://{server.grpc} and http://{server.http}, "
+            f"metrics on http://{server.metrics}/metrics",
+            highlight=False,
+            soft_wrap=True,
+        )
+        server.follow(watch_s, stopped)
 
 
 @app.command()
@@ -502,6 +542,11 @@ def _crops_of(data: Path, split: str, checkpoint: Checkpoint, count: int) -> Pix
     folder = ImageFolder.scan(root, [label.wnid for label in checkpoint.labels])
     chosen = np.linspace(0, len(folder) - 1, min(count, len(folder))).astype(int)
     return np.concatenate([prepare(folder.paths[i].read_bytes(), Crops.CENTER) for i in chosen])
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("alexnet").setLevel(logging.INFO)
 
 
 def _settings(given: dict[str, Any]) -> Settings:

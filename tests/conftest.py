@@ -1,15 +1,19 @@
-"""Fixtures: the gateway over a fake engine, in a real server on a free loopback port."""
+"""Fixtures: the gateway over a fake engine, and a real Triton, on free loopback ports."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 import pytest
-from support import FakeBackend, serving
+from support import FakeBackend, serving, triton_repository
 
 from serving.backends import Backend
+from serving.errors import ModelNotReady
 from serving.settings import Settings
+from serving.triton import LocalTriton
+from serving.triton_environment import environment
 
 
 @pytest.fixture
@@ -32,3 +36,21 @@ def live_server(backend: FakeBackend) -> Iterator[str]:
     """The gateway over the fake engine with its default settings."""
     with serving(Settings(), backend) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def triton_installed() -> None:
+    """Triton's environment, made once on a machine; without it such tests skip, in CI they fail."""
+    try:
+        environment()
+    except ModelNotReady as error:
+        if os.environ.get("REQUIRE_TRITON"):
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def triton(triton_installed: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalTriton]:
+    """A real tritonserver over a tiny repository, for tests that leave it as it is."""
+    with LocalTriton(triton_repository(tmp_path_factory.mktemp("triton"))) as server:
+        yield server

@@ -170,3 +170,12 @@ def tiny_repository(
     lines = [label.line() for label in LABELS[:classes]]
     (root / name / "labels.txt").write_text("\n".join(lines) + "\n")
     return root
+
+
+def triton_repository(root: Path, *, version: int = 1, seed: int = 0) -> Path:
+    """A tiny repository with the config.pbtxt that Triton wants."""
+    from export.config import config_text
+
+    tiny_repository(root, version=version, seed=seed)
+    (root / "alexnet" / "config.pbtxt").write_text(config_text("alexnet", len(LABELS)))
+    return root
