@@ -18,7 +18,7 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
-from export.config import check_config, config_text
+from export.config import check_config, check_file, config_text
 from export.forms import Form, Precision, fp32
 from export.gate import check_accuracy, check_parity, generated_crops, onnx_predictor
 from export.golden import golden_images
@@ -63,7 +63,7 @@ def publish(
     folder = repository / name
     folder.mkdir(parents=True, exist_ok=True)
     labels = "".join(f"{label.line()}\n" for label in checkpoint.labels)
-    config = config_text(name, len(checkpoint.labels))
+    config = config_text(name, len(checkpoint.labels), form.precision)
     check_config(config, len(checkpoint.labels))
     _check_labels(checkpoint, folder, labels)
     _sweep(folder)
@@ -73,6 +73,7 @@ def publish(
         file = staging / MODEL_FILE
         form.write(file)
         crops = generated_crops(GATE_IMAGES) if images is None else images
+        check_file(config, file)
         parity = check_parity(checkpoint.net, file, crops, form.bounds)
         provenance = {
             "precision": form.precision,

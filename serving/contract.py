@@ -30,8 +30,10 @@ MEAN: Final = (123.675, 116.28, 103.53)
 STD: Final = (58.395, 57.12, 57.375)
 """Standard deviation of R, G and B over ILSVRC's training images, in pixel units 0..255."""
 
-MAX_BATCH: Final = 640
-"""Crops in one request to a model server: 64 photographs of ten crops."""
+MAX_BATCH: Final = 80
+"""Crops in one inference of a model server: eight photographs of ten crops. On a CPU larger batches gain
+nothing and cost memory (full width, two cores: 10 crops 8.6 ms each in 0.4 GB, 80 crops 8.5 ms in
+0.9 GB, 160 crops 10.6 ms in 1.4 GB, 640 crops 22 ms in 4.6 GB)."""
 
 MODEL_FILE: Final = "model.onnx"
 LABELS_FILE: Final = "labels.txt"

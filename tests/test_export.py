@@ -17,8 +17,9 @@ import onnxruntime
 import pytest
 import torch
 from support import ROOT, tiny_repository
+from tritonclient.grpc import model_config_pb2
 
-from export.config import check_config, config_text, parse_config
+from export.config import check_config, check_file, config_text, parse_config
 from export.forms import fp32
 from export.gate import check_parity, generated_crops
 from export.golden import SIZES
@@ -215,10 +216,55 @@ def test_the_configuration_is_triton_s_own_and_checked(tmp_path: Path) -> None:
     check_config(text, 1000)
     with pytest.raises(ExportError, match="declares"):
         check_config(text, 999)
-    with pytest.raises(ExportError, match="3:1"):
+    with pytest.raises(ExportError, match=r"\d+:1 : .*inputs"):
         parse_config(text.replace("input {", "inputs {"))
     with pytest.raises(ExportError, match="max_batch_size"):
-        check_config(text.replace("max_batch_size: 640", "max_batch_size: -1"), 1000)
+        check_config(text.replace("max_batch_size: 80", "max_batch_size: -1"), 1000)
+    with pytest.raises(ExportError, match=r"batches of \[90\] are not in 1..80"):
+        check_config(text.replace("preferred_batch_size: 40", "preferred_batch_size: 90"), 1000)
+    twice = 'parameters { key: "precision" value { string_value: "int8" } }'
+    with pytest.raises(ExportError, match="one key of a map twice"):
+        check_config(text + twice, 1000)
+
+
+def test_the_configuration_is_one_that_a_triton_engineer_would_write() -> None:
+    config = parse_config(config_text("alexnet", 1000, "int8"))
+    batching = config.dynamic_batching
+    assert all(size % 10 == 0 for size in batching.preferred_batch_size)
+    assert max(batching.preferred_batch_size) == config.max_batch_size
+    policy = batching.default_queue_policy
+    assert policy.max_queue_size > 32 and policy.default_timeout_microseconds > 0
+    assert policy.allow_timeout_override
+    assert [group.kind for group in config.instance_group] == [model_config_pb2.ModelInstanceGroup.KIND_AUTO]
+    assert [warm.batch_size for warm in config.model_warmup] == [1, 10, config.max_batch_size]
+    assert config.version_policy.latest.num_versions == 2
+    assert config.input[0].format == model_config_pb2.ModelInput.FORMAT_NHWC
+    assert config.output[0].label_filename == "labels.txt"
+    assert config.parameters["precision"].string_value == "int8"
+
+
+def test_a_configuration_that_disagrees_with_the_file_is_refused(file: Path, tmp_path: Path) -> None:
+    text = config_text("alexnet", 3)
+    check_file(text, file)
+    for wrong in (
+        text.replace('"probabilities"', '"scores"'),
+        text.replace("dims: 3\n  label", "dims: 4\n  label"),
+        text.replace("TYPE_UINT8", "TYPE_FP32"),
+    ):
+        assert wrong != text
+        with pytest.raises(ExportError, match="declares"):
+            check_file(wrong, file)
+    model = onnx.load(file)
+    for tensor in (*model.graph.input, *model.graph.output):
+        tensor.type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save(model, tmp_path / "fixed.onnx")
+    with pytest.raises(ExportError, match="batch dimension is fixed at 1"):
+        check_file(text, tmp_path / "fixed.onnx")
+
+
+def test_the_committed_sample_s_configuration_is_what_export_writes() -> None:
+    folder = ROOT / "model_repository" / "alexnet"
+    assert (folder / "config.pbtxt").read_text() == config_text("alexnet", 10, "fp32")
 
 
 PUBLISHER = """
@@ -252,7 +298,7 @@ for _ in sys.stdin:
 def test_kill_9_while_publishing_leaves_no_incomplete_version(source: Path, tmp_path: Path) -> None:
     """Fifty publishers, killed at random moments. They are forked by a process that has loaded what
     they need; what they skip is the parity gate, so that most of their time is spent writing."""
-    model = tiny_repository(tmp_path / "tiny") / "alexnet" / "1" / "model.onnx"
+    model = tiny_repository(tmp_path / "tiny", classes=len(LABELS)) / "alexnet" / "1" / "model.onnx"
     repository = tmp_path / "repository"
     folder = repository / "alexnet"
     forker = subprocess.Popen(
@@ -265,27 +311,29 @@ def test_kill_9_while_publishing_leaves_no_incomplete_version(source: Path, tmp_
     )
     assert forker.stdin is not None and forker.stdout is not None
     rng = np.random.default_rng(3)
-    cut_short, one_takes_s = 0, 0.0
-    for _ in range(50):
+    cut_short, published, one_takes_s = 0, 0, 0.0
+    for kill in range(50):
         forker.stdin.write("\n")
         forker.stdin.flush()
         publisher = int(forker.stdout.readline())
         started = time.monotonic()
-        while not one_takes_s:  # the first publishes one version undisturbed, which tells how long it takes
-            time.sleep(0.005)
-            if (folder / "1").exists():
-                one_takes_s = time.monotonic() - started
-        time.sleep(rng.uniform(0, 1.5 * one_takes_s))
+        if kill % 2 == 0:  # every other one is killed in its second version, so that some are published
+            while not (folder / str(published + 1)).exists():
+                time.sleep(0.005)
+            one_takes_s = time.monotonic() - started
+        time.sleep(rng.uniform(0, one_takes_s))
         os.kill(publisher, signal.SIGKILL)
         assert forker.stdout.readline() == "gone\n"
         cut_short += any(folder.glob(".staging-*"))
-        for version in folder.glob("[1-9]*"):
+        versions = sorted(folder.glob("[1-9]*"), key=lambda version: int(version.name))
+        published = int(versions[-1].name)
+        for version in versions[-3:]:
             assert (version / "model.onnx").read_bytes() == model.read_bytes()
             assert json.loads((version / "provenance.json").read_text())["precision"] == "fp32"
             golden = Golden.read(version)
             assert golden is not None and len(golden.images) == len(SIZES)
     forker.communicate(timeout=20)
-    assert cut_short > 10 and (folder / "5").exists(), "the moments were not spread over the writing"
+    assert cut_short > 10, "the moments were not spread over the writing"
     assert latest_version(repository, "alexnet").labels == tuple(LABELS)
     (folder / ".staging-7-999999999").mkdir()
     _sweep(folder)
