@@ -13,6 +13,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from support import run_alexnet
 
 from export.calibration import LEVELS, METHODS, Calibration, Observed, Range, observe
 from export.forms import int8
@@ -25,9 +27,9 @@ from model.checkpoint import Checkpoint
 from model.data import Decoded
 from model.evaluate import Probabilities, torch_predictor
 from model.net import VARIANTS, AlexNet, Architecture, initialise_kaiming
-from serving.contract import INPUT_NAME, OUTPUT_NAME
+from serving.contract import CENTRE, INPUT_NAME, OUTPUT_NAME, Crops
 from serving.postprocess import Label
-from serving.preprocess import Pixels
+from serving.preprocess import Pixels, cut_crops
 
 CLASSES = 7
 NEAR = 0.035
@@ -35,10 +37,12 @@ NEAR = 0.035
 here they show rounding ten times as large as a trained network's; unrelated answers differ by 0.15."""
 
 
-def random_net(variant: str = "2012", low_rank: int | None = 24, conv1: float = 0.1) -> AlexNet:
+def random_net(
+    variant: str = "2012", low_rank: int | None = 24, conv1: float = 0.1, classes: int = CLASSES
+) -> AlexNet:
     """Random weights, with activations as after training, and logits that differ between images."""
     torch.manual_seed(8)
-    net = AlexNet(Architecture(variant, CLASSES, low_rank=low_rank)).eval()
+    net = AlexNet(Architecture(variant, classes, low_rank=low_rank)).eval()
     initialise_kaiming(net)
     with torch.inference_mode():
         net.conv1.weight.mul_(conv1)  # type: ignore[operator, union-attr]
@@ -203,7 +207,11 @@ def test_a_loss_of_accuracy_over_half_a_point_is_refused() -> None:
 
 @pytest.fixture
 def source(net: AlexNet, tmp_path: Path) -> tuple[Checkpoint, Path]:
-    labels = [Label(f"n{index:08}", f"class {index}") for index in range(CLASSES)]
+    return saved(net, tmp_path)
+
+
+def saved(net: AlexNet, tmp_path: Path) -> tuple[Checkpoint, Path]:
+    labels = [Label(f"n{index:08}", f"class {index}") for index in range(net.architecture.classes)]
     checkpoint, path = Checkpoint(net, labels, {"accuracy": {"top1_ten": 0.5}}), tmp_path / "net.safetensors"
     checkpoints.save(path, checkpoint)
     return checkpoint, path
@@ -262,3 +270,47 @@ def test_int8_that_loses_too_much_is_not_published(
 def test_no_photographs_is_told(net: AlexNet, crops: Pixels) -> None:
     with pytest.raises(ExportError, match="--data"):
         int8(net, crops[:0], crops)
+
+
+def decided(net: AlexNet, folder: Path, each: int) -> None:
+    """An image folder DATA/{train,val}/<class>/*.png of pictures that the network is sure of."""
+    squares = np.pad(generated_crops(40, seed=3), ((0, 0), (16, 16), (16, 16), (0, 0)), mode="reflect")
+    predict = torch_predictor(net)
+    views = np.stack([predict(cut_crops(square, Crops.TEN)) for square in squares])
+    said = np.stack([views[:, CENTRE], views.mean(axis=1)])  # [2, squares, classes]
+    for target in range(net.architecture.classes):
+        lead = said[..., target] - np.delete(said, target, axis=2).max(axis=2)
+        surest = np.argsort(-lead.min(axis=0))[: 2 * each]
+        for split, chosen in (("train", surest[::2]), ("val", surest[1::2])):
+            place = folder / split / f"n{target:08}"
+            place.mkdir(parents=True)
+            for index in chosen:
+                Image.fromarray(squares[index]).save(place / f"{index}.png")
+
+
+def test_one_line_exports_every_precision_and_tells_how_each_did(tmp_path: Path) -> None:
+    net = random_net(classes=2)
+    _, source = saved(net, tmp_path)
+    decided(net, tmp_path / "data", each=4)
+    done = run_alexnet(
+        *("export", source, "--repository", tmp_path / "r", "--name", "birds"),
+        *("--precision", "fp32,int8", "--data", tmp_path / "data"),
+    )
+    assert done.returncode == 0, done.stderr
+    header, *lines = (line.split() for line in done.stdout.splitlines())
+    assert " ".join(header) == "MB ten crops ms max |dp| same top-1 top-1 % version"
+    rows = [line for line in lines if len(line) == 6]  # a long path goes on in the next line
+    for row, name in zip(rows, ("birds", "birds_int8"), strict=True):
+        provenance = json.loads((tmp_path / "r" / name / "1" / "provenance.json").read_text())
+        accuracy = provenance["accuracy"]
+        assert accuracy["images"] == 8
+        assert float(row[-2]) == pytest.approx(100 * accuracy["top1_ten"], abs=0.01)
+        assert float(row[2]) == pytest.approx(provenance["parity"]["max_abs_difference"], rel=0.06)
+        assert (tmp_path / "r" / name / "1" / "golden" / "golden.json").exists()
+    assert float(rows[1][0]) < 0.3 * float(rows[0][0]), "INT8 is a quarter of FP32"
+    asked = run_alexnet("export", source, "--precision", "int8")
+    assert asked.returncode == 1
+    assert "give their folder with --data" in asked.stderr
+    unknown = run_alexnet("export", source, "--precision", "fp8")
+    assert unknown.returncode == 1
+    assert "--precision is one or more of fp32, int8" in unknown.stderr
