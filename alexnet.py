@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from export.publish import Validation
     from model.checkpoint import Checkpoint
     from model.data import Decoded
+    from serving.backends import Backend
     from serving.pipeline import Answer
     from serving.preprocess import Pixels
     from serving.settings import Settings
@@ -83,27 +84,53 @@ def serve(
     repository: Annotated[Path | None, typer.Option(help="[default: model_repository]")] = None,
     model: Annotated[str | None, typer.Option(help="[default: alexnet]")] = None,
     threads: Annotated[int | None, typer.Option(help="inference threads [default: one a core]")] = None,
+    triton: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT[,HOST:PORT...]",
+            help="Triton's gRPC answers, labels and all, in place of ONNX Runtime in this process",
+        ),
+    ] = None,
 ) -> None:
     """Serve POST /classify and the page. Every further knob is an ALEXNET_... variable."""
-    from serving.backends import OnnxRuntimeBackend
     from serving.server import serve as run
 
     given = dict(host=host, port=port, model_repository=repository, model=model, infer_threads=threads)
-    settings = _settings(given)
-    backend = OnnxRuntimeBackend(
-        settings.model_repository, settings.model, settings.infer_threads, settings.watch_s
-    )
+    settings = _settings({**given, "triton": triton})
+    backend = _backend(settings)
 
     def ready(url: str) -> None:
-        info = backend.model.info
-        out.print(
-            f"alexnet-serving: {info.name} version {info.version} ({info.precision}) ready on {url}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        try:
+            info = backend.model.info
+            state = f"{info.name} version {info.version} ({info.precision}) ready on {url}"
+        except ModelNotReady as error:
+            state = f"on {url}, not ready: {error}"
+        out.print(f"alexnet-serving: {state}", highlight=False, soft_wrap=True)
 
     _log_to_stderr()
     asyncio.run(run(settings, backend, ready))
+
+
+def _backend(settings: Settings) -> Backend:
+    from serving.backends import OnnxRuntimeBackend
+
+    if not settings.triton:
+        return OnnxRuntimeBackend(
+            settings.model_repository, settings.model, settings.infer_threads, settings.watch_s
+        )
+    try:
+        from serving.triton_backend import TritonBackend
+    except ModuleNotFoundError as error:
+        raise ModelNotReady(
+            f"--triton needs the package {(error.name or '').split('.')[0]}; "
+            "install the extra: pip install '.[triton]'"
+        ) from error
+    return TritonBackend(
+        settings.triton,
+        settings.model,
+        concurrency=settings.triton_concurrency,
+        keepalive_s=settings.triton_keepalive_s,
+    )
 
 
 @app.command()

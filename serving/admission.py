@@ -12,8 +12,9 @@ from serving.errors import Overloaded
 class Admission:
     """Crops admitted and not yet answered. Used from the event loop only, so it takes no lock."""
 
-    def __init__(self, max_waiting_crops: int) -> None:
-        self.max_waiting_crops = max_waiting_crops
+    def __init__(self, max_waiting_crops: int, concurrency: int = 1) -> None:
+        """`concurrency`: inferences that run side by side while others wait."""
+        self.max_waiting_crops, self._concurrency = max_waiting_crops, concurrency
         self.waiting_crops = 0
         self._ms_per_crop = 5.0  # until the first measurement
 
@@ -37,4 +38,4 @@ class Admission:
 
     def retry_after_s(self) -> int:
         """Whole seconds, at least 1, until what waits now will be answered."""
-        return max(1, math.ceil(self.waiting_crops * self._ms_per_crop / 1000))
+        return max(1, math.ceil(self.waiting_crops * self._ms_per_crop / self._concurrency / 1000))

@@ -17,6 +17,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from serving.backends import Backend
 from serving.body import FIELD, read_image
@@ -32,6 +33,7 @@ from serving.errors import (
     UnknownModel,
 )
 from serving.headers import RequestHeaders
+from serving.leaving import unless_client_leaves
 from serving.metrics import Metrics
 from serving.pipeline import Pipeline
 from serving.preprocess import ACCEPTED_FORMATS
@@ -41,6 +43,8 @@ from serving.settings import Settings
 PAGE: Final = Path(__file__).with_name("page")
 PROBLEM_JSON: Final = "application/problem+json"
 RETRY_MODEL_S: Final = 2
+CLIENT_LEFT: Final = 499
+"""nginx's number for it, in the metrics: HTTP has none for an answer that nobody waits for."""
 
 _UPLOAD: Final = {
     "requestBody": {
@@ -65,6 +69,7 @@ _PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
         (413, "Too many bytes or pixels"),
         (415, "Not an accepted image format"),
         (422, "Image cannot be decoded"),
+        (502, "The model server failed"),
         (503, "Overloaded, or model not ready"),
         (504, "Deadline exceeded"),
     )
@@ -124,9 +129,8 @@ def _add_classify(app: FastAPI, settings: Settings, pipeline: Pipeline, metrics:
             async with asyncio.timeout(settings.request_timeout_s) as limit:
                 data = await read_image(request, settings.max_upload_bytes)
                 read_ms = 1000 * (time.perf_counter() - started)
-                answer = await pipeline.classify(
-                    data, crops, top, detail=detail, deadline_s=limit.when()
-                )
+                work = pipeline.classify(data, crops, top, detail=detail, deadline_s=limit.when())
+                answer = await unless_client_leaves(request, work)
         except TimeoutError as error:
             raise DeadlineExceeded(f"no answer within {settings.request_timeout_s:g} s") from error
         timing = {"read": read_ms, **answer.timing_ms, "total": 1000 * (time.perf_counter() - started)}
@@ -222,6 +226,11 @@ def _add_errors(app: FastAPI, pipeline: Pipeline, metrics: Metrics) -> None:
         detail = "the server failed on this request; its log has the reason under the request id"
         return answer(request_id, HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error", detail)
 
+    async def left(_: Request, error: Exception) -> Response:
+        metrics.refused(CLIENT_LEFT)
+        return Response(status_code=CLIENT_LEFT)  # nobody reads it
+
+    app.add_exception_handler(ClientDisconnect, left)
     app.add_exception_handler(ServingError, known)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)

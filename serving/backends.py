@@ -62,7 +62,10 @@ class Backend(Protocol):
         """The model that new requests meet; raises ModelNotReady while there is none."""
 
     async def start(self) -> None:
-        """Load and answer one inference of each size; raises ModelNotReady."""
+        """Load and answer one inference of each size; raises ModelNotReady.
+
+        An engine that may come by itself is waited for in the background instead.
+        """
 
     async def infer(self, crops: Pixels, deadline_s: float | None = None) -> Inference:
         """uint8 [N, 224, 224, 3] -> float32 [N, classes], all of one model version.

@@ -11,6 +11,7 @@
     └── ServerError                   our side; trying again may help
         ├── Overloaded                503  more work waits than the limit allows
         ├── ModelNotReady             503  the model is missing, damaged or not loaded yet
+        ├── EngineFailed              502  the model server's answer is an error or no probabilities
         └── DeadlineExceeded          504  no answer within the request's time
 
 `PROBLEMS` maps each leaf to its HTTP status and RFC 9457 title; a test fails on a leaf it lacks.
@@ -66,6 +67,10 @@ class ModelNotReady(ServerError):
     """The model's files are missing, damaged, or the backend has not loaded them."""
 
 
+class EngineFailed(ServerError):
+    """The model server answered with an error of its own, or with what cannot be probabilities."""
+
+
 class DeadlineExceeded(ServerError):
     """The answer did not come in time."""
 
@@ -86,5 +91,6 @@ PROBLEMS: Final[dict[type[ServingError], Problem]] = {
     UndecodableImage: Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "Image cannot be decoded"),
     Overloaded: Problem(HTTPStatus.SERVICE_UNAVAILABLE, "Overloaded"),
     ModelNotReady: Problem(HTTPStatus.SERVICE_UNAVAILABLE, "Model not ready"),
+    EngineFailed: Problem(HTTPStatus.BAD_GATEWAY, "Engine failed"),
     DeadlineExceeded: Problem(HTTPStatus.GATEWAY_TIMEOUT, "Deadline exceeded"),
 }

@@ -60,7 +60,7 @@ class Pipeline:
         auto_margin: float,
     ) -> None:
         self.backend = backend
-        self.admission = Admission(max_waiting_crops)
+        self.admission = Admission(max_waiting_crops, backend.concurrency)
         self._max_pixels, self._auto_margin = max_pixels, auto_margin
         self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
         self._engine = asyncio.Semaphore(backend.concurrency)

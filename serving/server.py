@@ -28,7 +28,7 @@ class _AnnouncingServer(uvicorn.Server):
 
 
 async def serve(settings: Settings, backend: Backend, ready: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or Ctrl-C; raises ModelNotReady if the model cannot be loaded."""
+    """Serve until SIGTERM or Ctrl-C; raises ModelNotReady if the embedded model cannot be loaded."""
     # uvicorn handles SIGTERM, then raises it again for whoever handled it before: a clean end is 0.
     signal.signal(signal.SIGTERM, lambda *_: None)
     await backend.start()

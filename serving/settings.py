@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from serving.contract import Crops
 from serving.preprocess import DEFAULT_MAX_PIXELS
+from serving.triton_target import grpc_target
 
 
 def _cores() -> int:
@@ -34,3 +35,18 @@ class Settings(BaseSettings):
     request_timeout_s: float = Field(30.0, gt=0)
     decode_threads: int = Field(default_factory=_cores, gt=0)
     infer_threads: int = Field(default_factory=_cores, gt=0)
+
+    triton: str = ""
+    """HOST:PORT[,HOST:PORT...] of Triton's gRPC; empty: ONNX Runtime in this process."""
+    triton_concurrency: int = Field(32, gt=0)
+    """Inferences at Triton at the same time: enough for its batcher to fill batches from, and fewer
+    than its queue holds, so that a full queue is told here, with the time after which to retry."""
+    triton_keepalive_s: float = Field(2.0, ge=1)
+    """A server that does not answer a ping in this time is given up, with what was asked of it."""
+
+    @field_validator("triton")
+    @classmethod
+    def _servers(cls, servers: str) -> str:
+        if servers:
+            grpc_target(servers)
+        return servers

@@ -45,3 +45,11 @@ def test_the_retry_time_follows_what_waits_and_how_long_it_takes() -> None:
         with pytest.raises(Overloaded, match=r"400 crops wait.*retry in 8 s"), admission.admit(601):
             pass
     assert admission.retry_after_s() == 1
+
+
+def test_what_runs_side_by_side_shortens_the_retry_time() -> None:
+    admission = Admission(1000, concurrency=4)
+    for _ in range(200):
+        admission.measured(10, 0.2)
+    with admission.admit(400):
+        assert admission.retry_after_s() == 2
