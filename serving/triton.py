@@ -104,6 +104,7 @@ class LocalTriton:
 
     def start(self) -> None:
         """Start it and wait until every model is ready; raises ModelNotReady with what it said."""
+        self.stop()  # what one that crashed has left
         made = environment(self._say)
         sweep_shared_memory()
         self._ports = _free_ports(self._host, self._ports)
@@ -129,6 +130,7 @@ class LocalTriton:
         if self._folder is not None:
             sweep_shared_memory(self._regions)
             self._folder.cleanup()
+            self._folder = None
 
     def kill(self) -> None:
         """End it as a crash would."""

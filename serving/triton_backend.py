@@ -191,7 +191,9 @@ class TritonBackend:
         if not isinstance(error, ModelNotReady):
             reason = f"the model {self._name} does not answer as it should: {reason}"
         if reason != str(self._fault):  # told once, not at each look
-            logger.warning("not ready: %s", reason, exc_info=None if known else error)
+            cause = error.__cause__
+            told = f" ({cause.details()})" if isinstance(cause, grpc.aio.AioRpcError) else ""
+            logger.warning("not ready: %s%s", reason, told, exc_info=None if known else error)
         self._fault = ModelNotReady(reason)
 
     async def _look(self) -> None:
@@ -250,8 +252,8 @@ class TritonBackend:
     def _told(self, error: grpc.aio.AioRpcError) -> ServingError:
         """The project's error for gRPC's, whose text, with its addresses, stays in the log."""
         fault = _as_ours(error, self._name)
-        if self._fault is None:  # while it is not ready, each look would repeat it
-            logger.warning("Triton: %s %s", error.code().name, error.details())
+        if isinstance(fault, EngineFailed):
+            logger.error("Triton failed: %s %s", error.code().name, error.details())
         return fault
 
 

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import grpc
 import numpy as np
@@ -152,17 +152,42 @@ def fake_triton(**changes: Any) -> Iterator[FakeTriton]:
         server.stop()
 
 
-@contextmanager
-def triton_process(version: str, port: int = 0) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """The same in a process of its own, to be killed or stopped; yields its address."""
-    command = [sys.executable, __file__, version, str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        yield process.stdout.readline().strip(), process
-    finally:
-        process.kill()
-        process.communicate()
+class FakeTritonProcess:
+    """The same in a process of its own, to be killed or stopped: `LocalTriton` as far as tests use it."""
+
+    def __init__(self, version: str) -> None:
+        self._version, self._port = version, 0
+        self._process: subprocess.Popen[str] | None = None
+
+    @property
+    def grpc(self) -> str:
+        """HOST:PORT"""
+        return f"127.0.0.1:{self._port}"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Listen; on the port of the last time, if there was one."""
+        command = [sys.executable, __file__, self._version, str(self._port)]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        self._port = int(self._process.stdout.readline())
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.communicate()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
 
 
 def full_queue(context: grpc.ServicerContext) -> None:
@@ -171,12 +196,12 @@ def full_queue(context: grpc.ServicerContext) -> None:
 
 
 def main() -> None:
-    """Serve the version on the port given, print the address, until killed."""
+    """Serve the version on the port given, print the port, until killed."""
     server = FakeTriton()
     server.load(sys.argv[1], seed=0)
     server.versions, server.port = [sys.argv[1]], int(sys.argv[2])
     server.start()
-    sys.stdout.write(server.address + "\n")
+    sys.stdout.write(f"{server.port}\n")
     sys.stdout.flush()
     threading.Event().wait()
 

@@ -1,9 +1,10 @@
-"""The gateway over Triton: a fake server over real gRPC, its faults one by one."""
+"""The gateway over Triton: a fake server over real gRPC with its faults one by one, and a real one."""
 
 from __future__ import annotations
 
 import asyncio
 import http.client
+import os
 import re
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,14 +22,16 @@ import grpc
 import httpx
 import numpy as np
 import pytest
-from fake_triton import FakeTriton, fake_triton, full_queue, triton_process
-from support import ALEXNET, LABELS, QUIET, ROOT, encoded, picture, run_alexnet
+from fake_triton import FakeTriton, FakeTritonProcess, fake_triton, full_queue
+from support import ALEXNET, LABELS, QUIET, ROOT, encoded, picture, run_alexnet, triton_repository
 
+from serving.backends import Inference, OnnxRuntimeBackend
 from serving.contract import Crops
 from serving.errors import DeadlineExceeded, EngineFailed, ModelNotReady, Overloaded, ServingError
 from serving.postprocess import Label
 from serving.preprocess import Pixels, prepare
 from serving.settings import Settings
+from serving.triton import LocalTriton, load_model
 from serving.triton_backend import TritonBackend
 from serving.triton_target import grpc_target
 
@@ -38,13 +42,13 @@ def random_crops(count: int, seed: int = 0) -> Pixels:
     return np.random.default_rng(seed).integers(0, 256, (count, 224, 224, 3), np.uint8)
 
 
-def triton(servers: str, name: str = "alexnet") -> TritonBackend:
+def backend_of(servers: str, name: str = "alexnet") -> TritonBackend:
     return TritonBackend(servers, name, concurrency=8, keepalive_s=1)
 
 
 @asynccontextmanager
 async def connected(servers: str, name: str = "alexnet") -> AsyncIterator[TritonBackend]:
-    backend = triton(servers, name)
+    backend = backend_of(servers, name)
     await backend.start()
     try:
         yield backend
@@ -459,10 +463,25 @@ def test_requests_go_to_every_server_and_only_to_those_that_are_there() -> None:
     run(test())
 
 
-def test_one_of_two_servers_killed_under_load_and_started_again_fails_no_request() -> None:
+# --- servers killed and stopped ---------------------------------------------------------------------
+
+
+Servers = Callable[[str], "FakeTritonProcess | LocalTriton"]
+
+
+@pytest.fixture(params=["fake", "real"])
+def server_of(request: pytest.FixtureRequest, tmp_path: Path) -> Servers:
+    """Makes a server, in a process of its own, whose model has the version given."""
+    if request.param == "fake":
+        return FakeTritonProcess
+    request.getfixturevalue("triton_installed")
+    return lambda version: LocalTriton(triton_repository(tmp_path / version, version=int(version)))
+
+
+def test_one_of_two_servers_killed_under_load_and_started_again_fails_no_request(server_of: Servers) -> None:
     """The two serve different versions, so that an answer tells whose it is."""
 
-    async def test(servers: str, kill: Callable[[], None], again: Callable[[], object]) -> None:
+    async def test(first: FakeTritonProcess | LocalTriton, second: FakeTritonProcess | LocalTriton) -> None:
         failures: list[ServingError] = []
         by_version: Counter[str] = Counter()
         stop = asyncio.Event()
@@ -475,9 +494,9 @@ def test_one_of_two_servers_killed_under_load_and_started_again_fails_no_request
                 except ServingError as error:
                     failures.append(error)
 
-        async with connected(servers) as backend:
+        async with connected(f"{first.grpc},{second.grpc}") as backend:
             clients = [asyncio.create_task(load(seed)) for seed in range(4)]
-            for change, versions in ((lambda: None, "78"), (kill, "8"), (again, "78")):
+            for change, versions in ((lambda: None, "78"), (first.kill, "8"), (first.start, "78")):
                 await asyncio.to_thread(change)
                 by_version.clear()
                 await until(lambda versions=versions: all(by_version[v] >= 20 for v in versions), 30)  # type: ignore[misc]
@@ -485,38 +504,90 @@ def test_one_of_two_servers_killed_under_load_and_started_again_fails_no_request
             await asyncio.gather(*clients)
         assert failures == []
 
-    with triton_process("7") as (first, process), triton_process("8") as (second, _):
-        restarted = triton_process("7", int(first.rsplit(":", 1)[1]))
-
-        def kill() -> None:
-            process.kill()
-            process.wait()
-
-        try:
-            run(test(f"{first},{second}", kill, restarted.__enter__))
-        finally:
-            restarted.__exit__(None, None, None)
+    with server_of("7") as first, server_of("8") as second:
+        run(test(first, second))
 
 
-def test_a_stopped_server_is_noticed_and_used_again_soon_after_it_goes_on() -> None:
-    async def test(servers: str, process: Any) -> None:
-        async with connected(servers) as backend:
+def test_a_stopped_server_is_noticed_and_used_again_soon_after_it_goes_on(server_of: Servers) -> None:
+    async def test(server: FakeTritonProcess | LocalTriton) -> None:
+        async with connected(server.grpc) as backend:
             await backend.infer(random_crops(10))
-            process.send_signal(signal.SIGSTOP)
+            os.kill(server.pid, signal.SIGSTOP)
             deadline_s = asyncio.get_running_loop().time() + 0.2
             with pytest.raises(DeadlineExceeded):
                 await backend.infer(random_crops(1), deadline_s)
             with pytest.raises(ModelNotReady):  # the ping that was not answered
                 await backend.infer(random_crops(10))
             await until(lambda: not is_ready(backend))
-            process.send_signal(signal.SIGCONT)
+            os.kill(server.pid, signal.SIGCONT)
             continued = time.monotonic()
             await until(lambda: is_ready(backend))
             assert time.monotonic() - continued < 2
             await backend.infer(random_crops(10))
 
-    with triton_process("7") as (address, process):
-        run(test(address, process))
+    with server_of("7") as server:
+        run(test(server))
+
+
+# --- a real Triton -----------------------------------------------------------------------------------
+
+
+def test_triton_and_the_embedded_engine_answer_alike(triton: LocalTriton) -> None:
+    async def test() -> None:
+        embedded = OnnxRuntimeBackend(triton.repository, "alexnet", threads=1)
+        await embedded.start()
+        async with connected(triton.grpc) as remote:
+            assert remote.model.labels == embedded.model.labels
+            assert remote.model.info.version == embedded.model.info.version
+            for seed in range(6):
+                for crops in (Crops.CENTER, Crops.TEN):
+                    cut = prepare(encoded(picture(seed)), crops)
+                    here, there = await embedded.infer(cut), await remote.infer(cut)
+                    np.testing.assert_allclose(there.probabilities, here.probabilities, rtol=0, atol=1e-6)
+        async with connected(triton.grpc, "resnet") as other:
+            with pytest.raises(ModelNotReady, match="no model 'resnet'"):
+                _ = other.model
+        await embedded.close()
+
+    run(test())
+
+
+def test_a_real_reload_a_real_full_queue_and_a_real_contract_break(
+    triton_installed: None, tmp_path: Path
+) -> None:
+    repository = triton_repository(tmp_path / "repository")
+    config = repository / "alexnet" / "config.pbtxt"
+    contract = config.read_text()
+    assert contract.count("dynamic_batching {") == 1
+    queue = "dynamic_batching {\n  default_queue_policy { max_queue_size: 1 }\n"
+    config.write_text(contract.replace("dynamic_batching {", queue))
+
+    async def test(server: LocalTriton) -> None:
+        async with connected(server.grpc) as backend:
+            crops = random_crops(2)
+            old = await backend.infer(crops)
+            asked = [backend.infer(random_crops(64, seed)) for seed in range(24)]
+            answers = await asyncio.gather(*asked, return_exceptions=True)
+            kinds = {type(answer) for answer in answers}
+            assert kinds == {Inference, Overloaded}
+
+            published = triton_repository(tmp_path / "next", version=2, seed=5) / "alexnet" / "2"
+            published.rename(repository / "alexnet" / "2")
+            await asyncio.to_thread(load_model, server.http, "alexnet")
+            new = await backend.infer(crops)
+            assert (old.model.info.version, new.model.info.version) == ("1", "2")
+            assert np.abs(new.probabilities - old.probabilities).max() > 0.01
+            await until(lambda: backend.model.info.version == "2")
+
+            fewer = (repository / "alexnet" / "labels.txt").read_text().splitlines()[:7]
+            (repository / "alexnet" / "labels.txt").write_text("\n".join(fewer) + "\n")
+            await asyncio.to_thread(load_model, server.http, "alexnet")
+        async with connected(server.grpc) as backend:
+            with pytest.raises(ModelNotReady, match="10 outputs, but Triton knows the labels of 7"):
+                _ = backend.model
+
+    with LocalTriton(repository) as server:
+        run(test(server))
 
 
 # --- over HTTP -------------------------------------------------------------------------------------
@@ -534,7 +605,7 @@ def assert_problem(response: httpx.Response, status: int, words: str) -> None:
 
 def test_the_gateway_answers_as_over_its_embedded_engine(serve: Serve) -> None:
     data = encoded(picture(1))
-    with fake_triton() as server, serve(triton(server.address)) as url:
+    with fake_triton() as server, serve(backend_of(server.address)) as url:
         for crops in ("center", "ten"):
             body = classify(url, data, crops=crops, top="10").json()
             expected = server.engines["7"].probabilities(prepare(data, Crops(crops))).mean(axis=0)
@@ -551,7 +622,7 @@ def test_a_gateway_without_its_triton_lives_says_why_and_recovers(serve: Serve) 
     data = encoded(picture(2))
     with fake_triton() as server:
         server.stop()
-        with serve(triton(server.address)) as url:
+        with serve(backend_of(server.address)) as url:
             assert httpx.get(f"{url}/livez").status_code == 200
             for response in (httpx.get(f"{url}/readyz"), classify(url, data), httpx.get(f"{url}/labels")):
                 assert_problem(response, 503, "no Triton server can be reached")
@@ -576,7 +647,7 @@ def test_a_triton_that_does_not_answer_in_time_is_504(serve: Serve) -> None:
     release = threading.Event()
     with (
         fake_triton(before=lambda _: release.wait(20)) as server,
-        serve(triton(server.address), request_timeout_s=0.5) as url,
+        serve(backend_of(server.address), request_timeout_s=0.5) as url,
     ):
         assert_problem(classify(url, encoded(picture(3))), 504, "")
         assert server.ended_early.acquire(timeout=10)
@@ -590,7 +661,7 @@ def test_a_client_that_leaves_takes_its_inference_with_it(serve: Serve) -> None:
         entered.set()
         release.wait(20)
 
-    with fake_triton(before=wait) as server, serve(triton(server.address)) as url:
+    with fake_triton(before=wait) as server, serve(backend_of(server.address)) as url:
         address = urlsplit(url)
         assert address.hostname and address.port
         leaver = http.client.HTTPConnection(address.hostname, address.port)
