@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -32,7 +33,8 @@ from serving.triton_messages import (
 from serving.triton_target import grpc_target
 
 PROBE_EVERY_S: Final = 0.5
-"""Between two looks at the model: a reload, a loss or a return is seen this soon."""
+"""Between two looks at the model, by which a reload, a loss and a return are seen. What is small enough
+not to matter needs no growing pauses; those are gRPC's, between its attempts to connect."""
 
 PROBE_TIMEOUT_S: Final = 1.0
 MISSES: Final = 2
@@ -102,7 +104,8 @@ class TritonBackend:
         self._concurrency = concurrency
         self._models: dict[str, Model] = {}  # by version
         self._listed: frozenset[str] = frozenset()
-        self._newest = ""
+        self._newest = ""  # version that answered the last look
+        self._answered_s = -math.inf
         self._fault: ModelNotReady | None = ModelNotReady(
             f"the model {name} was not yet seen at the Triton server; try again in a moment"
         )
@@ -141,6 +144,9 @@ class TritonBackend:
         classes = probabilities.shape[1]
         if model is None or classes != len(model.labels):  # reloaded since the last look
             model = await self._learn(response.model_version, classes, known=model)
+        if response.model_version != self._newest:
+            self._listed = frozenset()  # look again: the answer may be older, or newer, than the last look
+        self._answered_s = asyncio.get_running_loop().time()
         return Inference(probabilities, model)
 
     async def close(self) -> None:
@@ -177,6 +183,9 @@ class TritonBackend:
         except Overloaded:
             return 0  # alive; the first inference of a new version is tried again at the next look
         except Exception as error:  # noqa: BLE001 - whatever a server may answer, the looking goes on
+            busy = asyncio.get_running_loop().time() - self._answered_s < PROBE_TIMEOUT_S
+            if isinstance(error, DeadlineExceeded) and busy:
+                return 0
             if misses >= MISSES or self._fault is not None:
                 self._note_fault(error)
             return misses
@@ -197,20 +206,21 @@ class TritonBackend:
         self._fault = ModelNotReady(reason)
 
     async def _look(self) -> None:
-        """Ask what Triton has; learn a version that is new, or all anew after a fault."""
+        """Ask which versions Triton has; where they changed, or after a fault, learn the one that answers."""
         metadata = await self._ask(
             self._stub.ModelMetadata, service_pb2.ModelMetadataRequest(name=self._name), PROBE_TIMEOUT_S
         )
         classes = check_metadata(metadata)
         listed = frozenset(metadata.versions)
-        newest = max(listed, key=int, default="")
-        if self._fault is not None or newest not in self._listed:
-            answer = await self._first(infer_request(self._name, _NOISE, request_id=LOOK_ID))
-            read_probabilities(answer, len(_NOISE))
-            await self._learn(newest, classes, known=self._models.get(newest))
-        if self._fault is None and newest != self._newest:
-            logger.info("version %s is served now, %s before", newest, self._newest)
-        self._listed, self._newest = listed, newest
+        if self._fault is None and listed == self._listed:
+            return
+        answer = await self._first(infer_request(self._name, _NOISE, request_id=LOOK_ID))
+        read_probabilities(answer, len(_NOISE))
+        version = answer.model_version
+        await self._learn(version, classes, known=self._models.get(version))
+        if self._fault is None and version != self._newest:
+            logger.info("version %s is served now, %s before", version, self._newest)
+        self._listed, self._newest = listed, version
 
     async def _learn(self, version: str, classes: int, known: Model | None = None) -> Model:
         """The version's Model, asked of Triton unless others did so since it was `known`."""
@@ -252,7 +262,7 @@ class TritonBackend:
     def _told(self, error: grpc.aio.AioRpcError) -> ServingError:
         """The project's error for gRPC's, whose text, with its addresses, stays in the log."""
         fault = _as_ours(error, self._name)
-        if isinstance(fault, EngineFailed):
+        if isinstance(fault, EngineFailed) and self._fault is None:  # else told once, not at each look
             logger.error("Triton failed: %s %s", error.code().name, error.details())
         return fault
 

@@ -12,8 +12,9 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import AbstractContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -252,6 +253,15 @@ def test_an_answer_names_the_version_that_gave_it_while_the_model_is_reloaded() 
     run(test())
 
 
+def test_a_version_that_is_listed_but_does_not_answer_is_not_the_one_served() -> None:
+    async def test() -> None:
+        with fake_triton(versions=["7", "9"]) as server:
+            async with connected(server.address) as backend:
+                assert backend.model.info.version == "7"
+
+    run(test())
+
+
 def test_a_version_brings_its_own_labels() -> None:
     async def test() -> None:
         with fake_triton() as server:
@@ -466,7 +476,9 @@ def test_requests_go_to_every_server_and_only_to_those_that_are_there() -> None:
 # --- servers killed and stopped ---------------------------------------------------------------------
 
 
-Servers = Callable[[str], "FakeTritonProcess | LocalTriton"]
+Server = FakeTritonProcess | LocalTriton
+Servers = Callable[[str], Server]
+Step = tuple[Callable[[], None], str]
 
 
 @pytest.fixture(params=["fake", "real"])
@@ -478,38 +490,58 @@ def server_of(request: pytest.FixtureRequest, tmp_path: Path) -> Servers:
     return lambda version: LocalTriton(triton_repository(tmp_path / version, version=int(version)))
 
 
+async def failures_under_load(first: Server, second: Server, steps: Iterable[Step]) -> list[ServingError]:
+    """Four clients all the while: a step is done, then awaited are 20 answers of each version it names.
+
+    The two servers have different versions, so that an answer tells whose it is.
+    """
+    failures: list[ServingError] = []
+    by_version: Counter[str] = Counter()
+    stop = asyncio.Event()
+
+    async def client(seed: int) -> None:
+        while not stop.is_set():
+            try:
+                answer = await backend.infer(random_crops(2, seed))
+                by_version[answer.model.info.version] += 1
+            except ServingError as error:
+                failures.append(error)
+
+    def answered(versions: str) -> bool:
+        return all(by_version[version] >= 20 for version in versions)
+
+    async with connected(f"{first.grpc},{second.grpc}") as backend:
+        clients = [asyncio.create_task(client(seed)) for seed in range(4)]
+        for step, versions in steps:
+            await asyncio.to_thread(step)
+            by_version.clear()
+            await until(partial(answered, versions), 30)
+        stop.set()
+        await asyncio.gather(*clients)
+    return failures
+
+
 def test_one_of_two_servers_killed_under_load_and_started_again_fails_no_request(server_of: Servers) -> None:
-    """The two serve different versions, so that an answer tells whose it is."""
-
-    async def test(first: FakeTritonProcess | LocalTriton, second: FakeTritonProcess | LocalTriton) -> None:
-        failures: list[ServingError] = []
-        by_version: Counter[str] = Counter()
-        stop = asyncio.Event()
-
-        async def load(seed: int) -> None:
-            while not stop.is_set():
-                try:
-                    answer = await backend.infer(random_crops(2, seed))
-                    by_version[answer.model.info.version] += 1
-                except ServingError as error:
-                    failures.append(error)
-
-        async with connected(f"{first.grpc},{second.grpc}") as backend:
-            clients = [asyncio.create_task(load(seed)) for seed in range(4)]
-            for change, versions in ((lambda: None, "78"), (first.kill, "8"), (first.start, "78")):
-                await asyncio.to_thread(change)
-                by_version.clear()
-                await until(lambda versions=versions: all(by_version[v] >= 20 for v in versions), 30)  # type: ignore[misc]
-            stop.set()
-            await asyncio.gather(*clients)
-        assert failures == []
+    async def test() -> None:
+        steps: list[Step] = [(lambda: None, "78"), (first.kill, "8"), (first.start, "78")]
+        assert await failures_under_load(first, second, steps) == []
 
     with server_of("7") as first, server_of("8") as second:
-        run(test(first, second))
+        run(test())
+
+
+def test_one_of_two_servers_stopped_under_load_for_a_while_fails_no_request() -> None:
+    async def test() -> None:
+        stop, go_on = (partial(os.kill, first.pid, number) for number in (signal.SIGSTOP, signal.SIGCONT))
+        steps: list[Step] = [(lambda: None, "78"), (stop, "8"), (go_on, "78")]
+        assert await failures_under_load(first, second, steps) == []
+
+    with FakeTritonProcess("7") as first, FakeTritonProcess("8") as second:
+        run(test())
 
 
 def test_a_stopped_server_is_noticed_and_used_again_soon_after_it_goes_on(server_of: Servers) -> None:
-    async def test(server: FakeTritonProcess | LocalTriton) -> None:
+    async def test(server: Server) -> None:
         async with connected(server.grpc) as backend:
             await backend.infer(random_crops(10))
             os.kill(server.pid, signal.SIGSTOP)
@@ -557,10 +589,9 @@ def test_a_real_reload_a_real_full_queue_and_a_real_contract_break(
 ) -> None:
     repository = triton_repository(tmp_path / "repository")
     config = repository / "alexnet" / "config.pbtxt"
-    contract = config.read_text()
-    assert contract.count("dynamic_batching {") == 1
-    queue = "dynamic_batching {\n  default_queue_policy { max_queue_size: 1 }\n"
-    config.write_text(contract.replace("dynamic_batching {", queue))
+    short = re.sub(r"max_queue_size: \d+", "max_queue_size: 1", config.read_text())
+    assert short != config.read_text()
+    config.write_text(short)
 
     async def test(server: LocalTriton) -> None:
         async with connected(server.grpc) as backend:
