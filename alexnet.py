@@ -10,6 +10,7 @@ import statistics
 import sys
 import tempfile
 import threading
+import time
 import timeit
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from serving.backends import Backend
     from serving.pipeline import Answer
     from serving.preprocess import Pixels
+    from serving.score import Told
     from serving.settings import Settings
 
 app = typer.Typer(
@@ -114,23 +116,32 @@ def serve(
 def _backend(settings: Settings) -> Backend:
     from serving.backends import OnnxRuntimeBackend
 
-    if not settings.triton:
-        return OnnxRuntimeBackend(
-            settings.model_repository, settings.model, settings.infer_threads, settings.watch_s
-        )
-    try:
+    if settings.triton:
+        return _triton_backend(settings)
+    return OnnxRuntimeBackend(
+        settings.model_repository, settings.model, settings.infer_threads, settings.watch_s
+    )
+
+
+def _triton_backend(settings: Settings) -> Backend:
+    with _extra("triton"):
         from serving.triton_backend import TritonBackend
-    except ModuleNotFoundError as error:
-        raise ModelNotReady(
-            f"--triton needs the package {(error.name or '').split('.')[0]}; "
-            "install the extra: pip install '.[triton]'"
-        ) from error
     return TritonBackend(
         settings.triton,
         settings.model,
         concurrency=settings.triton_concurrency,
         keepalive_s=settings.triton_keepalive_s,
     )
+
+
+@contextmanager
+def _extra(name: str) -> Iterator[None]:
+    """Say which extra a missing package belongs to."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        raise ModelNotReady(f"this needs the package {package}: pip install '.[{name}]'") from error
 
 
 @app.command()
@@ -170,6 +181,78 @@ def triton(
             soft_wrap=True,
         )
         server.follow(watch_s, stopped)
+
+
+@app.command()
+def score(
+    source: Annotated[str, typer.Argument(help="a folder, a .txt list, .tar shards, a URL or a pattern")],
+    table: Annotated[Path, typer.Option("--out", help="the table: .parquet, .csv or .jsonl")],
+    triton: Annotated[str, typer.Option(metavar="HOST:PORT[,HOST:PORT...]")] = "127.0.0.1:8001",
+    model: Annotated[str, typer.Option(help="the model's name there")] = "alexnet",
+    crops: Annotated[Crops, typer.Option(help="views of each photograph: center or ten")] = Crops.TEN,
+    top: Annotated[int, typer.Option(min=1, help="how many labels")] = 5,
+    workers: Annotated[int, typer.Option(help="decoding processes; 0: one for each core")] = 0,
+    in_flight: Annotated[int, typer.Option(help="batches under way; 0: by the number of servers")] = 0,
+    wait_s: Annotated[float, typer.Option(min=0, help="for a server that is away")] = 300,
+    force: Annotated[bool, typer.Option("--force", help="replace a table that is there")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="forget what was begun")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="status 1 if any file has no answer")] = False,
+) -> None:
+    """Score files in batches through Triton; killed and repeated, it goes on where it stood."""
+    with _extra("score"):
+        import pyarrow  # noqa: F401
+
+        from serving.score import Job, Pace, default_in_flight
+        from serving.score import score as run
+
+    job = Job(source, crops, top)
+    servers = triton.count(",") + 1
+    pace = Pace(workers or _settings({}).decode_threads, in_flight or default_in_flight(servers), wait_s)
+    backend = _triton_backend(_settings(dict(triton=triton, model=model)))
+    started = time.monotonic()
+    with _score_progress() as told:
+        try:
+            summary = asyncio.run(run(job, table, backend, pace, force=force, restart=restart, told=told))
+        except KeyboardInterrupt:
+            err.print("stopped; the same command goes on from here", highlight=False)
+            raise typer.Exit(130) from None
+    seconds = time.monotonic() - started
+    failed = summary.reasons.total()
+    out.print(f"{table}: {summary.rows} rows in {seconds:.1f} s, {failed} without an answer", highlight=False)
+    for kind, counts in (("label", summary.labels), ("reason", summary.reasons)):
+        rows = Table(kind, "files", box=None)
+        for name, count in counts.most_common(10):
+            rows.add_row(escape(name), str(count))
+        if counts:
+            out.print(rows)
+    raise typer.Exit(1 if strict and failed else 0)
+
+
+@contextmanager
+def _score_progress() -> Iterator[Told]:
+    """A bar with files a second and the time left; without a terminal, a line for what is waited for."""
+    from serving.score import Told
+
+    columns = (*_columns(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
+    with Progress(*columns, console=err, transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("score", total=None, speed="")
+        first: list[tuple[float, int]] = []
+        said: list[str | None] = [None]
+
+        def progress(done: int, total: int) -> None:
+            first.append((time.monotonic(), done))
+            seconds, files = first[-1][0] - first[0][0], done - first[0][1]
+            del first[1:]
+            speed = f"{files / seconds:.1f}/s" if seconds and files else ""
+            bar.update(task, completed=done, total=total, speed=speed)
+
+        def waiting(reason: str | None) -> None:
+            bar.update(task, description="score" if reason is None else "waiting")
+            if reason not in (None, said[0]):
+                err.print(f"waiting: {reason}", highlight=False, soft_wrap=True)
+            said[0] = reason
+
+        yield Told(progress, waiting)
 
 
 @app.command()
