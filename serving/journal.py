@@ -81,8 +81,9 @@ class Journal:
 
     def append(self, rows: list[Row]) -> None:
         """The next group's rows; they count once they are on the disk."""
-        self._rows.write(_line(rows))
-        self._rows.flush()
+        left = memoryview(_line(rows))
+        while left:  # unbuffered: on a full disk a part is written, then the next write raises
+            left = left[self._rows.write(left) :]
         os.fsync(self._rows.fileno())
         self.groups += 1
         self.scored += len(rows)
@@ -117,7 +118,7 @@ class Journal:
 
     def _lock(self) -> None:
         """Held until the file is closed, so also no longer than the process lives."""
-        self._rows = (self.folder / _ROWS).open("a+b")
+        self._rows = (self.folder / _ROWS).open("ab", buffering=0)
         try:
             fcntl.flock(self._rows, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -136,17 +137,16 @@ class Journal:
 
     def _recover(self) -> None:
         """Count what is whole, and cut off the rest."""
-        self._rows.seek(0)
         end = 0
-        for line in self._rows:
-            rows = _parse(line)
-            if rows is None:
-                break
-            end += len(line)
-            self.groups += 1
-            self.scored += len(rows)
+        with (self.folder / _ROWS).open("rb") as lines:
+            for line in lines:
+                rows = _parse(line)
+                if rows is None:
+                    break
+                end += len(line)
+                self.groups += 1
+                self.scored += len(rows)
         self._rows.truncate(end)
-        self._rows.seek(0, os.SEEK_END)
 
 
 def _line(rows: list[Row]) -> bytes:

@@ -249,23 +249,26 @@ class Scorer:
 async def _started(backend: Backend, wait_s: float, told: Told) -> AsyncIterator[Model]:
     """The backend and its model, waited for."""
     await backend.start()
-    clock = asyncio.get_running_loop().time
-    until_s = clock() + wait_s
     try:
-        while True:
-            try:
-                model = backend.model
-            except ServerError as error:
-                if clock() > until_s:
-                    raise
-                told.waiting(str(error))
-            else:
-                told.waiting(None)
-                break
-            await asyncio.sleep(_PAUSE_S)
-        yield model
+        yield await _model(backend, wait_s, told)
     finally:
         await backend.close()
+
+
+async def _model(backend: Backend, wait_s: float, told: Told) -> Model:
+    clock = asyncio.get_running_loop().time
+    until_s = clock() + wait_s
+    while True:
+        try:
+            model = backend.model
+        except ServerError as error:
+            if clock() > until_s:
+                raise
+            told.waiting(str(error))
+        else:
+            told.waiting(None)
+            return model
+        await asyncio.sleep(_PAUSE_S)
 
 
 def _counted(groups: Iterator[list[Row]], summary: Summary) -> Iterator[list[Row]]:

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -21,7 +22,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -127,6 +128,8 @@ class LocalTriton:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            with suppress(ProcessLookupError):  # a crashed server leaves its Python stubs behind
+                os.killpg(process.pid, signal.SIGKILL)
         if self._folder is not None:
             sweep_shared_memory(self._regions)
             self._folder.cleanup()

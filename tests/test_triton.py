@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -179,6 +180,27 @@ def test_what_cannot_be_started_is_told(triton_installed: None, tmp_path: Path) 
     with pytest.raises(ModelNotReady, match="Triton cannot load alexnet: "):
         LocalTriton(repository).start()
     assert not list(SHARED_MEMORY.glob(f"alexnet-triton-{os.getpid()}-*{tmp_path.name}*"))
+
+
+def backends_of(repository: Path) -> list[str]:
+    """Command lines of the processes that hold the repository's models for a server."""
+    lines = []
+    for path in Path("/proc").glob("[1-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            lines.append(path.read_text())
+    return [line for line in lines if "triton_python_backend_stub" in line and str(repository) in line]
+
+
+def test_a_crashed_server_s_backends_do_not_outlive_it(triton_installed: None, tmp_path: Path) -> None:
+    server = LocalTriton(triton_repository(tmp_path))
+    server.start()
+    assert backends_of(tmp_path)
+    server.kill()
+    server.stop()
+    until = time.monotonic() + 10
+    while backends_of(tmp_path):
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def start_command(repository: Path, *arguments: str) -> tuple[subprocess.Popen[str], str]:
