@@ -15,6 +15,7 @@ import timeit
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,10 +41,10 @@ if TYPE_CHECKING:
     from export.publish import Validation
     from model.checkpoint import Checkpoint
     from model.data import Decoded
-    from serving.backends import Backend
+    from serving.backends import Backend, Model
     from serving.pipeline import Answer
     from serving.preprocess import Pixels
-    from serving.score import Told
+    from serving.score import Job, Pace, Stages, Told
     from serving.settings import Settings
 
 app = typer.Typer(
@@ -117,16 +118,17 @@ def _backend(settings: Settings) -> Backend:
     from serving.backends import OnnxRuntimeBackend
 
     if settings.triton:
-        return _triton_backend(settings)
+        return _triton_backend(settings)()
     return OnnxRuntimeBackend(
         settings.model_repository, settings.model, settings.infer_threads, settings.watch_s
     )
 
 
-def _triton_backend(settings: Settings) -> Backend:
+def _triton_backend(settings: Settings) -> Callable[[], Backend]:
     with _extra("triton"):
         from serving.triton_backend import TritonBackend
-    return TritonBackend(
+    return partial(
+        TritonBackend,
         settings.triton,
         settings.model,
         concurrency=settings.triton_concurrency,
@@ -192,8 +194,11 @@ def score(
     crops: Annotated[Crops, typer.Option(help="views of each photograph: center or ten")] = Crops.TEN,
     top: Annotated[int, typer.Option(min=1, help="how many labels")] = 5,
     workers: Annotated[int, typer.Option(help="decoding processes; 0: one for each core")] = 0,
-    in_flight: Annotated[int, typer.Option(help="batches under way; 0: by the number of servers")] = 0,
+    in_flight: Annotated[int, typer.Option(min=1, help="batches under way: two a server, one decoded")] = 3,
     wait_s: Annotated[float, typer.Option(min=0, help="for a server that is away")] = 300,
+    on_ray: Annotated[
+        str | None, typer.Option("--ray", metavar="HOST:PORT", help="decode on this Ray cluster, or: local")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="replace a table that is there")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="forget what was begun")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="status 1 if any file has no answer")] = False,
@@ -202,17 +207,22 @@ def score(
     with _extra("score"):
         import pyarrow  # noqa: F401
 
-        from serving.score import Job, Pace, default_in_flight
+        from serving.score import Job, Pace
         from serving.score import score as run
 
     job = Job(source, crops, top)
-    servers = triton.count(",") + 1
-    pace = Pace(workers or _settings({}).decode_threads, in_flight or default_in_flight(servers), wait_s)
-    backend = _triton_backend(_settings(dict(triton=triton, model=model)))
+    pace = Pace(workers or _settings({}).decode_threads, in_flight, wait_s)
+    settings = _settings(dict(triton=triton, model=model))
+    make_backend = _triton_backend(settings)
+    backend = make_backend()
+    stages = _ray_stages(on_ray, job, pace, make_backend) if on_ray else None
     started = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with _score_progress() as told:
         try:
-            summary = asyncio.run(run(job, table, backend, pace, force=force, restart=restart, told=told))
+            summary = asyncio.run(
+                run(job, table, backend, pace, force=force, restart=restart, told=told, stages=stages)
+            )
         except KeyboardInterrupt:
             err.print("stopped; the same command goes on from here", highlight=False)
             raise typer.Exit(130) from None
@@ -226,6 +236,16 @@ def score(
         if counts:
             out.print(rows)
     raise typer.Exit(1 if strict and failed else 0)
+
+
+def _ray_stages(
+    address: str, job: Job, pace: Pace, make_backend: Callable[[], Backend]
+) -> Callable[[Model], Stages]:
+    with _extra("ray"):
+        from serving.score_ray import RayStages, connect
+
+    cpus = connect(address)
+    return lambda model: RayStages(job, model, make_backend, pace, cpus)
 
 
 @contextmanager

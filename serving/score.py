@@ -19,11 +19,11 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 
-from serving.backends import Backend, Inference, Model
+from serving.backends import Backend, Model
 from serving.contract import CHANNELS, CROP_COUNT, CROP_SIZE, MAX_BATCH, Crops
 from serving.decoders import Decoders, Failure
 from serving.errors import (
@@ -112,10 +112,12 @@ async def score(
     force: bool = False,
     restart: bool = False,
     told: Told | None = None,
+    stages: Callable[[Model], Stages] | None = None,
 ) -> Summary:
     """Write the table; returns its counts. Raises a ServingError, and then the journal is kept.
 
-    `force`: replace a table that is there. `restart`: forget a run that was begun.
+    `stages`: default here, in this process. `force`: replace a table that is there. `restart`: forget
+    a run that was begun.
     """
     told = told or Told()
     kind_of(out)
@@ -128,8 +130,8 @@ async def score(
             identity = {"model": model.info.name, "version": model.info.version}
             journal.begin(asdict(job) | identity, list_items(job.source))
             told.progress(journal.scored, journal.total)
-            scorer = Scorer(job, model, backend, pace, told)
-            async for rows in scorer.groups(journal.items()):
+            where = stages(model) if stages else LocalStages(job, model, backend, pace, told)
+            async for rows in where.groups(journal.items()):
                 journal.append(rows)
                 told.progress(journal.scored, journal.total)
         summary = Summary()
@@ -150,21 +152,27 @@ def _check_place(out: Path, *, replace: bool) -> None:
         raise MalformedRequest(f"{out.parent}: no such folder for the table")
 
 
-class Scorer:
-    """The stages of one run."""
+class Stages(Protocol):
+    """Where the work is done: in this process and its workers, or on a cluster."""
+
+    def groups(self, items: Iterator[Item]) -> AsyncIterator[list[Row]]:
+        """The rows of each group of items, in order."""
+
+
+class LocalStages:
+    """Decoding in processes here; a few groups are under way at a time."""
 
     def __init__(self, job: Job, model: Model, backend: Backend, pace: Pace, told: Told) -> None:
         self._job, self._model, self._backend = job, model, backend
         self._pace, self._told = pace, told
 
     async def groups(self, items: Iterator[Item]) -> AsyncIterator[list[Row]]:
-        """Each group's rows, in order; a few groups are under way at a time."""
         decoders = Decoders(self._pace.workers)
         threads = ThreadPoolExecutor(self._pace.workers, thread_name_prefix="decode")
         ahead: deque[asyncio.Task[list[Row]]] = deque()
         try:
             while True:
-                while len(ahead) < self._pace.in_flight and (group := _take(items, self._job.group)):
+                while len(ahead) < self._pace.in_flight and (group := take(items, self._job.group)):
                     ahead.append(asyncio.create_task(self._group(group, decoders, threads)))
                 if not ahead:
                     return
@@ -180,69 +188,93 @@ class Scorer:
         self, items: list[Item], decoders: Decoders, threads: ThreadPoolExecutor
     ) -> list[Row]:
         run = asyncio.get_running_loop().run_in_executor
-        squares = await asyncio.gather(*(run(threads, decoders.decode, item) for item in items))
-        good = [square for square in squares if not isinstance(square, Failure)]
-        answers = iter(await self._answers(good) if good else [])
-        return [
-            self._failed(item, square) if isinstance(square, Failure) else self._row(item, next(answers))
-            for item, square in zip(items, squares, strict=True)
-        ]
+        decoded = await asyncio.gather(*(run(threads, decoders.decode, item) for item in items))
+        return await answer(self._job, self._model, self._backend, self._pace, self._told, items, decoded)
 
-    async def _answers(self, squares: list[Pixels]) -> list[Probabilities]:
-        """Squares uint8 [256, 256, 3] -> the mean of each one's crops, float32 [classes]."""
-        each = CROP_COUNT[self._job.crops]
-        batch = np.zeros((self._job.group * each, CROP_SIZE, CROP_SIZE, CHANNELS), np.uint8)
-        for place, square in enumerate(squares):
-            batch[place * each : (place + 1) * each] = cut_crops(square, self._job.crops)
-        probabilities = (await self._infer(batch)).probabilities
-        return [average(probabilities[i * each : (i + 1) * each]) for i in range(len(squares))]
 
-    async def _infer(self, batch: Pixels) -> Inference:
-        clock = asyncio.get_running_loop().time
-        give_up_s = clock() + self._pace.wait_s
-        failures = 0
-        while True:
-            try:
-                inference = await self._backend.infer(batch, clock() + INFER_TIMEOUT_S)
-            except (ModelNotReady, Overloaded, DeadlineExceeded, EngineFailed) as error:
-                failures += isinstance(error, EngineFailed)
-                if clock() > give_up_s or failures >= ENGINE_TRIES:
-                    raise
-                self._told.waiting(str(error))
-            else:
-                self._told.waiting(None)
-                return self._checked(inference)
-            await asyncio.sleep(_PAUSE_S)
+async def answer(
+    job: Job,
+    model: Model,
+    backend: Backend,
+    pace: Pace,
+    told: Told,
+    items: list[Item],
+    decoded: list[Pixels | Failure],
+) -> list[Row]:
+    """A group's rows, from what decoding made of each of its items."""
+    squares = [square for square in decoded if not isinstance(square, Failure)]
+    means: Iterator[Probabilities] = iter(())
+    if squares:
+        probabilities = await _infer(full_batch(job, squares), model, backend, pace, told)
+        each = CROP_COUNT[job.crops]
+        means = (average(probabilities[i * each : (i + 1) * each]) for i in range(len(squares)))
+    return [
+        _failed_row(job, model, item, square)
+        if isinstance(square, Failure)
+        else _row(job, model, item, next(means))
+        for item, square in zip(items, decoded, strict=True)
+    ]
 
-    def _checked(self, inference: Inference) -> Inference:
-        served, wanted = inference.model.info.version, self._model.info.version
-        if served != wanted:
-            raise ModelNotReady(
-                f"version {served} answers where version {wanted} did when this was begun; serve that "
-                "one again and repeat the command, or begin anew with --restart"
-            )
-        return inference
 
-    def _row(self, item: Item, mean: Probabilities) -> Row:
-        top = top_predictions(mean, self._model.labels, self._job.top)
-        return self._cells(
-            item,
-            index=top[0].index,
-            wnid=top[0].wnid,
-            label=top[0].label,
-            probability=top[0].probability,
-            top_labels=[each.label for each in top],
-            top_probabilities=[each.probability for each in top],
+def full_batch(job: Job, squares: list[Pixels]) -> Pixels:
+    """Squares uint8 [256, 256, 3] -> the crops of each and black ones after, uint8 [80, 224, 224, 3]."""
+    each = CROP_COUNT[job.crops]
+    batch = np.zeros((job.group * each, CROP_SIZE, CROP_SIZE, CHANNELS), np.uint8)
+    for place, square in enumerate(squares):
+        batch[place * each : (place + 1) * each] = cut_crops(square, job.crops)
+    return batch
+
+
+async def _infer(batch: Pixels, model: Model, backend: Backend, pace: Pace, told: Told) -> Probabilities:
+    clock = asyncio.get_running_loop().time
+    give_up_s = clock() + pace.wait_s
+    failures = 0
+    while True:
+        try:
+            inference = await backend.infer(batch, clock() + INFER_TIMEOUT_S)
+        except (ModelNotReady, Overloaded, DeadlineExceeded, EngineFailed) as error:
+            failures += isinstance(error, EngineFailed)
+            if clock() > give_up_s or failures >= ENGINE_TRIES:
+                raise
+            told.waiting(str(error))
+        else:
+            told.waiting(None)
+            _check_version(inference.model, model)
+            return inference.probabilities
+        await asyncio.sleep(_PAUSE_S)
+
+
+def _check_version(answered: Model, wanted: Model) -> None:
+    if answered.info.version != wanted.info.version:
+        raise ModelNotReady(
+            f"version {answered.info.version} answers where version {wanted.info.version} did when this was "
+            "begun; serve that one again and repeat the command, or begin anew with --restart"
         )
 
-    def _failed(self, item: Item, failure: Failure) -> Row:
-        return self._cells(item, reason=failure.reason, detail=failure.detail)
 
-    def _cells(self, item: Item, **cells: Any) -> Row:
-        row: Row = dict.fromkeys(COLUMNS)
-        info = self._model.info
-        asked = {"path": item.name, "crops": CROP_COUNT[self._job.crops]}
-        return row | asked | {"model": info.name, "version": info.version} | cells
+def _row(job: Job, model: Model, item: Item, mean: Probabilities) -> Row:
+    top = top_predictions(mean, model.labels, job.top)
+    return _cells(
+        job,
+        model,
+        item,
+        index=top[0].index,
+        wnid=top[0].wnid,
+        label=top[0].label,
+        probability=top[0].probability,
+        top_labels=[each.label for each in top],
+        top_probabilities=[each.probability for each in top],
+    )
+
+
+def _failed_row(job: Job, model: Model, item: Item, failure: Failure) -> Row:
+    return _cells(job, model, item, reason=failure.reason, detail=failure.detail)
+
+
+def _cells(job: Job, model: Model, item: Item, **cells: Any) -> Row:
+    row: Row = dict.fromkeys(COLUMNS)
+    asked = {"path": item.name, "crops": CROP_COUNT[job.crops]}
+    return row | asked | {"model": model.info.name, "version": model.info.version} | cells
 
 
 @asynccontextmanager
@@ -277,10 +309,5 @@ def _counted(groups: Iterator[list[Row]], summary: Summary) -> Iterator[list[Row
         yield rows
 
 
-def _take(items: Iterator[Item], count: int) -> list[Item]:
+def take(items: Iterator[Item], count: int) -> list[Item]:
     return list(islice(items, count))
-
-
-def default_in_flight(servers: int) -> int:
-    """Two groups for each server, so that none waits for the next, and one being decoded."""
-    return 2 * servers + 1

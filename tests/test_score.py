@@ -457,7 +457,8 @@ def test_killed_five_times_at_random_it_ends_as_an_undisturbed_run(folder: Path,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["calm.parquet", "killed.parquet", "many"]
 
 
-def test_ctrl_c_says_how_to_go_on(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_says_how_to_go_on(folder: Path, tmp_path: Path, number: int) -> None:
     out = tmp_path / "t.csv"
     with fake_triton(before=slowly(0.3)) as running:
         command = [*ALEXNET, "score", str(folder), "--out", str(out), "--triton", running.address]
@@ -465,7 +466,7 @@ def test_ctrl_c_says_how_to_go_on(folder: Path, tmp_path: Path) -> None:
         while not (tmp_path / "t.csv.journal" / "rows.jsonl").exists():
             time.sleep(0.01)
         time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, err = process.communicate(timeout=30)
     assert process.returncode == 130, err
     assert "the same command goes on from here" in err
