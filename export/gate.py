@@ -36,6 +36,7 @@ class Bounds:
 
 
 FP32_BOUNDS: Final = Bounds(1e-5, 0.95, 0.001, 1e-4)
+FP16_BOUNDS: Final = Bounds(5e-3, 0.95, 0.002, 1e-2)
 INT8_BOUNDS: Final = Bounds(None, 0.9, 0.005, 0.05)
 
 

@@ -30,15 +30,14 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
-from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from export.calibration import LEVELS, METHODS, Calibration, Range, observe
-from export.to_onnx import IR_VERSION, OPSET, check_readable
+from export.graph import Graph
 from model.evaluate import torch_predictor
 from model.lrn import BETA, K, LocalResponseNorm
 from model.net import VARIANTS, AlexNet, Convolution
-from serving.contract import CHANNELS, CROP_SIZE, INPUT_NAME, MEAN, OUTPUT_NAME, STD
+from serving.contract import INPUT_NAME, MEAN, OUTPUT_NAME, STD
 from serving.preprocess import Pixels
 
 Doubles = npt.NDArray[np.float64]
@@ -117,20 +116,8 @@ class _Quantised:
         self.name, self.range = name, range_
 
 
-class _Graph:
-    """Nodes and initializers, each node named as its output."""
-
-    def __init__(self) -> None:
-        self._nodes: list[onnx.NodeProto] = []
-        self._initializers: dict[str, onnx.TensorProto] = {}
-
-    def constant(self, name: str, value: Any) -> str:
-        self._initializers[name] = numpy_helper.from_array(np.array(value, order="C"), name)
-        return name
-
-    def node(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        self._nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
-        return output
+class _Graph(Graph):
+    """A graph whose activations and weights are quantised."""
 
     def quantise(self, x: str, name: str, range_: Range) -> _Quantised:
         quantised = self.node("QuantizeLinear", [x, *self._scale(name, range_)], f"{name}.q")
@@ -154,22 +141,6 @@ class _Graph:
             self._per_channel(f"{name}.weight", levels, scales.astype(np.float32)),
             self._per_channel(f"{name}.bias", np.round(bias / products).astype(np.int32), products),
         ]
-
-    def model(self, classes: int) -> onnx.ModelProto:
-        image: list[str | int | None] = ["batch", CROP_SIZE, CROP_SIZE, CHANNELS]
-        graph = helper.make_graph(
-            self._nodes,
-            "alexnet",
-            [helper.make_tensor_value_info(INPUT_NAME, TensorProto.UINT8, image)],
-            [helper.make_tensor_value_info(OUTPUT_NAME, TensorProto.FLOAT, ["batch", classes])],
-            list(self._initializers.values()),
-        )
-        model: onnx.ModelProto = helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
-        )
-        onnx.checker.check_model(model, full_check=True)
-        check_readable(model)
-        return model
 
     def _scale(self, name: str, range_: Range) -> tuple[str, str]:
         return (
