@@ -91,6 +91,35 @@ def model_config(name: str, backend: str, classes: int, precision: str) -> Any:
     )
 
 
+CAPABILITIES: Final = (
+    "7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "10.3", "11.0", "12.0", "12.1",
+)  # fmt: skip
+"""Compute capabilities of NVIDIA's GPUs from Turing on, the oldest that TensorRT 10.12 builds for."""
+
+
+def plan_file(capability: str) -> str:
+    """The engine for GPUs of a compute capability: "9.0" -> model_cc90.plan."""
+    return f"model_cc{capability.replace('.', '')}.plan"
+
+
+def tensorrt_config_text(name: str, classes: int, precision: str = "fp16") -> str:
+    """The ModelConfig of a TensorRT version of `name`.
+
+    An engine runs on the GPUs it was built for, so each version holds one file for each compute
+    capability and Triton picks its own; one that is absent is named in Triton's error. The map is
+    the same in every version, since all versions share this file. CUDA graphs are captured for
+    batches of 1, of the preferred sizes and of the largest.
+    """
+    tensors = model_config_pb2
+    config = model_config(name, "tensorrt", classes, precision)
+    config.instance_group[0].kind = tensors.ModelInstanceGroup.KIND_GPU
+    config.optimization.cuda.graphs = True
+    for capability in CAPABILITIES:
+        config.cc_model_filenames[capability] = plan_file(capability)
+    text: str = text_format.MessageToString(config)
+    return text
+
+
 def _warm_up(size: int) -> Any:
     pixels = model_config_pb2.ModelWarmup.Input(
         data_type=model_config_pb2.TYPE_UINT8, dims=[CROP_SIZE, CROP_SIZE, CHANNELS], random_data=True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -87,13 +88,19 @@ def generated_crops(count: int, seed: int = 0) -> Pixels:
     return crops
 
 
-def check_parity(net: AlexNet, path: Path, crops: Pixels, bounds: Bounds = FP32_BOUNDS) -> Parity:
-    """Compare the file with the network on `crops` in several batch sizes.
+def check_parity(
+    net: AlexNet,
+    path: Path,
+    crops: Pixels,
+    bounds: Bounds = FP32_BOUNDS,
+    predictor: Callable[[Path], Predict] = onnx_predictor,
+) -> Parity:
+    """Compare the file, as `predictor` runs it, with the network on `crops` in several batch sizes.
 
     Raises ExportError with the figure that broke its bound.
     """
     expected = _in_batches(torch_predictor(net), crops, 64)
-    predict = onnx_predictor(path)
+    predict = predictor(path)
     worst, mean, agreement = 0.0, 0.0, 1.0
     for size in BATCH_SIZES:
         got = _in_batches(predict, crops, size)

@@ -18,16 +18,16 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
-from export.config import check_config, check_file, config_text
+from export.config import check_config
 from export.forms import Form, Precision, fp32
-from export.gate import check_accuracy, check_parity, generated_crops, onnx_predictor
+from export.gate import check_accuracy, check_parity, generated_crops
 from export.golden import golden_images
 from export.to_onnx import ExportError
 from export.versions import next_number
 from model.checkpoint import Checkpoint
 from model.data import Decoded
 from model.evaluate import Accuracy, accuracy
-from serving.contract import CONFIG_FILE, LABELS_FILE, MODEL_FILE, PROVENANCE_FILE
+from serving.contract import CONFIG_FILE, LABELS_FILE, PROVENANCE_FILE
 from serving.preprocess import Pixels
 
 GATE_IMAGES = 64
@@ -63,24 +63,24 @@ def publish(
     folder = repository / name
     folder.mkdir(parents=True, exist_ok=True)
     labels = "".join(f"{label.line()}\n" for label in checkpoint.labels)
-    config = config_text(name, len(checkpoint.labels), form.precision)
+    config = form.target.config_text(name, len(checkpoint.labels), form.precision)
     check_config(config, len(checkpoint.labels))
     _check_labels(checkpoint, folder, labels)
     _sweep(folder)
     staging = folder / f".staging-{next_number(folder)}-{os.getpid()}"
     staging.mkdir()
     try:
-        file = staging / MODEL_FILE
+        file = staging / form.target.file
         form.write(file)
         crops = generated_crops(GATE_IMAGES) if images is None else images
-        check_file(config, file)
-        parity = check_parity(checkpoint.net, file, crops, form.bounds)
+        form.target.check_file(config, file)
+        parity = check_parity(checkpoint.net, file, crops, form.bounds, form.target.predictor)
         provenance = {
             "precision": form.precision,
             "architecture": asdict(checkpoint.net.architecture),
             "classes": len(checkpoint.labels),
             "checkpoint": {"file": source.name, "sha256": sha256(source)},
-            "model": {"file": MODEL_FILE, "sha256": sha256(file), "bytes": file.stat().st_size},
+            "model": {"file": file.name, "sha256": sha256(file), "bytes": file.stat().st_size},
             "parity": asdict(parity),
             **form.facts,
             **_accuracy(checkpoint, file, form, validation),
@@ -88,7 +88,7 @@ def publish(
             "tools": {tool: installed(tool) for tool in ("torch", "onnx", "onnxruntime")},
         }
         (staging / PROVENANCE_FILE).write_text(json.dumps(provenance, indent=2) + "\n")
-        golden_images(onnx_predictor(file), form.bounds.golden_tolerance).write(staging)
+        golden_images(form.target.predictor(file), form.bounds.golden_tolerance).write(staging)
         for path in (*staging.rglob("*"), staging):
             _sync(path)
         _replace_text(folder / LABELS_FILE, labels)
@@ -107,7 +107,7 @@ def _accuracy(
         return {} if known is None else {"accuracy": known}
     if form.precision is Precision.FP32:
         return {"accuracy": validation.reference}
-    measured = accuracy(onnx_predictor(file), validation.data, validation.advance)
+    measured = accuracy(form.target.predictor(file), validation.data, validation.advance)
     check_accuracy(measured, validation.reference, form.bounds)
     return {"accuracy": measured, "accuracy_fp32": validation.reference}
 

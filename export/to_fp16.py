@@ -19,6 +19,8 @@ Rounding to FP16 and max pooling commute, so LRN's result is rounded before it i
 
 from __future__ import annotations
 
+import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,12 +30,16 @@ import onnx
 from onnx import TensorProto
 from torch import nn
 
+from export.gate import FP16_BOUNDS, check_parity
 from export.graph import Graph
+from export.reference import check_reference
 from export.to_onnx import ExportError
+from model.checkpoint import replace_durably
 from model.fold import fold_batch_norm
 from model.lrn import ALPHA, BETA, SIZE, K
 from model.net import VARIANTS, AlexNet, Convolution
 from serving.contract import INPUT_NAME, MEAN, OUTPUT_NAME, STD
+from serving.preprocess import Pixels
 
 Halves = npt.NDArray[np.float16]
 
@@ -44,6 +50,24 @@ LARGEST: Final = float(np.finfo(np.float16).max)
 def to_fp16(net: AlexNet, path: Path) -> None:
     """Write the FP16 graph of `net` to `path`; raises ExportError where a weight is too large for it."""
     path.write_bytes(fp16_graph(net).SerializeToString())
+
+
+def write_checked(net: AlexNet, path: Path, crops: Pixels) -> dict[str, Any]:
+    """`to_fp16` behind two gates: ONNX Runtime on `crops`, and the reference evaluator.
+
+    Returns what they measured. `path` appears whole, or stays as it was: raises ExportError then.
+    """
+    beside = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        to_fp16(net, beside)
+        parity = check_parity(net, beside, crops, FP16_BOUNDS)
+        reference = check_reference(net, beside, FP16_BOUNDS)
+        replace_durably(beside, path)
+    except OSError as error:
+        raise ExportError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        beside.unlink(missing_ok=True)
+    return {"onnx": {"file": path.name, "parity": asdict(parity), "reference": asdict(reference)}}
 
 
 def fp16_graph(net: AlexNet) -> onnx.ModelProto:
