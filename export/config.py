@@ -18,6 +18,7 @@ from serving.contract import (
     LABELS_FILE,
     MAX_BATCH,
     OUTPUT_NAME,
+    PLAN_SUFFIX,
     Crops,
 )
 
@@ -99,7 +100,7 @@ CAPABILITIES: Final = (
 
 def plan_file(capability: str) -> str:
     """The engine for GPUs of a compute capability: "9.0" -> model_cc90.plan."""
-    return f"model_cc{capability.replace('.', '')}.plan"
+    return f"model_cc{capability.replace('.', '')}{PLAN_SUFFIX}"
 
 
 def tensorrt_config_text(name: str, classes: int, precision: str = "fp16") -> str:

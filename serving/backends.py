@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnxruntime
 
-from serving.contract import CHANNELS, CROP_COUNT, CROP_SIZE, INPUT_NAME, OUTPUT_NAME
+from serving.contract import CHANNELS, CROP_COUNT, CROP_SIZE, INPUT_NAME, OUTPUT_NAME, PLAN_SUFFIX
 from serving.errors import ModelNotReady, ServingError
 from serving.postprocess import Label, Probabilities
 from serving.preprocess import Pixels
@@ -183,6 +183,11 @@ def open_session(version: Version, threads: int) -> onnxruntime.InferenceSession
     Threads spin between operators (measured: 75 against 103 ms for ten crops), but not between
     inferences, where the decoders of other requests need the cores.
     """
+    if version.path.suffix == PLAN_SUFFIX:
+        raise ModelNotReady(
+            f"{version.path}: a TensorRT engine, which Triton serves: alexnet serve --triton HOST:PORT "
+            f"--model {version.model}"
+        )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3

@@ -36,6 +36,8 @@ nothing and cost memory (full width, two cores: 10 crops 8.6 ms each in 0.4 GB, 
 0.9 GB, 160 crops 10.6 ms in 1.4 GB, 640 crops 22 ms in 4.6 GB)."""
 
 MODEL_FILE: Final = "model.onnx"
+PLAN_SUFFIX: Final = ".plan"
+"""Of TensorRT engines, one file for each kind of GPU."""
 LABELS_FILE: Final = "labels.txt"
 CONFIG_FILE: Final = "config.pbtxt"
 PROVENANCE_FILE: Final = "provenance.json"

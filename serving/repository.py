@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serving.contract import LABELS_FILE, MODEL_FILE, PROVENANCE_FILE
+from serving.contract import LABELS_FILE, MODEL_FILE, PLAN_SUFFIX, PROVENANCE_FILE
 from serving.errors import ModelNotReady, UnknownModel
 from serving.golden import Golden
 from serving.postprocess import Label, read_labels
@@ -57,9 +57,7 @@ def find_version(repository: Path, model: str, number: str) -> Version:
 
 
 def _read(folder: Path, number: str) -> Version:
-    path = folder / number / MODEL_FILE
-    if not path.is_file():
-        raise ModelNotReady(f"{path}: no such file; {EXPORT_HINT}")
+    path = _model_file(folder / number)
     return Version(
         folder.name,
         number,
@@ -68,6 +66,15 @@ def _read(folder: Path, number: str) -> Version:
         _provenance(path.with_name(PROVENANCE_FILE)),
         _golden(path.parent),
     )
+
+
+def _model_file(version: Path) -> Path:
+    """model.onnx, or the TensorRT engine for one kind of GPU."""
+    path = version / MODEL_FILE
+    plans = [] if path.is_file() else sorted(version.glob(f"*{PLAN_SUFFIX}"))
+    if not path.is_file() and not plans:
+        raise ModelNotReady(f"{path}: no such file; {EXPORT_HINT}")
+    return plans[0] if plans else path
 
 
 def newest_state(repository: Path, model: str) -> object:

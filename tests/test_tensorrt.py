@@ -50,9 +50,12 @@ from model import checkpoint as checkpoints
 from model.checkpoint import Checkpoint
 from model.evaluate import torch_predictor
 from model.net import AlexNet, Architecture, initialise_kaiming
+from serving.backends import open_session
 from serving.contract import INPUT_NAME, MAX_BATCH, OUTPUT_NAME
+from serving.errors import ModelNotReady
 from serving.golden import Golden
 from serving.postprocess import Label
+from serving.repository import latest_version
 
 LABELS = [Label("n01440764", "tench"), Label("n03028079", "church"), Label("n03888257", "parachute")]
 PLAN = b"plan:"
@@ -404,6 +407,10 @@ def test_a_published_engine_is_complete(net: AlexNet, source: Path, tmp_path: Pa
     assert (config.name, config.backend) == ("birds_fp16", "tensorrt")
     assert config.cc_model_filenames[GPU.capability] == "model_cc90.plan"
     assert (tmp_path / "net.fp16.model_cc90.plan.timing").is_file()
+    read = latest_version(tmp_path, "birds_fp16")
+    assert (read.path.name, read.precision, read.labels) == ("model_cc90.plan", "fp16", tuple(LABELS))
+    with pytest.raises(ModelNotReady, match=r"model_cc90\.plan: a TensorRT engine.* serve --triton"):
+        open_session(read, 1)
 
 
 def test_an_engine_that_answers_otherwise_is_refused(net: AlexNet, source: Path, tmp_path: Path) -> None:
