@@ -11,8 +11,8 @@ and fully connected layers are float16, weights included, and three islands are 
   fast one on a CPU, but would be a dense FP32 convolution of C x C here, in TF32 at that;
 - softmax, of logits that were rounded once.
 
-A converter (onnxconverter-common) was not taken: of the exported graph it makes the same types with
-the banded LRN and more Casts, and it cannot exchange the two.
+A converter (onnxconverter-common 1.16) was tried on the exported graph: 24 Casts instead of 7, and LRN's
+sums of squares in FP16, since it tells islands apart by operator and these are convolutions too.
 
 Rounding to FP16 and max pooling commute, so LRN's result is rounded before it is pooled: half the bytes.
 """
