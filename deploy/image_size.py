@@ -5,7 +5,7 @@
 
 The packages are those that the extras need, in the versions installed here (constraints.txt's); their
 sizes are the bytes of their installed files, compiled modules included, as pip recorded them. The base
-image cannot be weighed here: its figure is the one publicly reported.
+image cannot be weighed here: its figure is an assumption.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 
 PROJECT = "alexnet-serving"
 BASE_MB = 125
-"""python:3.11-slim-bookworm, uncompressed, as image listings report it; not measured here."""
+"""python:3.11-slim-bookworm, uncompressed: an assumption, neither measured nor looked up."""
 
 
 def closure(extras: frozenset[str]) -> dict[str, Distribution]:
@@ -63,7 +63,7 @@ def main() -> None:
         print(f"{size / 1e6:8.1f} MB  {name}")
     total = sum(sizes.values()) / 1e6
     print(f"{total:8.1f} MB  {len(sizes)} packages")
-    print(f"{total + BASE_MB:8.0f} MB  with the base image ({BASE_MB} MB reported, not measured)")
+    print(f"{total + BASE_MB:8.0f} MB  with the base image ({BASE_MB} MB assumed, not measured)")
 
 
 if __name__ == "__main__":
