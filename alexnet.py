@@ -34,7 +34,7 @@ from rich.progress import (
 from rich.table import Table
 
 from serving.contract import Crops
-from serving.errors import ModelNotReady, ServingError
+from serving.errors import MalformedRequest, ModelNotReady, ServingError
 
 if TYPE_CHECKING:
     from export.forms import Form, Precision
@@ -704,13 +704,21 @@ def prune(
 
 @app.command()
 def verify(
-    url: Annotated[str, typer.Argument(help="a gateway, http://HOST:PORT")],
+    url: Annotated[str, typer.Argument(help="http://HOST:PORT of a gateway, or grpc://HOST:PORT/MODEL")],
     repository: Repository = REPOSITORY,
 ) -> None:
     """Ask a running server whether it still answers as its version was exported."""
-    from serving.verify import verify as ask
+    from serving.verify import verify_backend, verify_gateway
 
-    verdict = ask(url, repository)
+    scheme, _, place = url.partition("://")
+    if scheme in ("http", "https"):
+        verdict = verify_gateway(url, repository)
+    elif scheme == "grpc":
+        servers, _, name = place.partition("/")
+        backend = _triton_backend(_settings({"triton": servers, "model": name or None}))()
+        verdict = asyncio.run(verify_backend(backend, repository))
+    else:
+        raise MalformedRequest(f"{url}: a server is http://HOST:PORT (a gateway) or grpc://HOST:PORT/MODEL")
     table = Table("golden image", "crops", "max |dp|", box=None)
     for each in verdict.differences:
         table.add_row(each.image, str(each.crops), f"{each.max_abs_difference:.1e}")
@@ -748,7 +756,6 @@ def _log_to_stderr() -> None:
 def _settings(given: dict[str, Any]) -> Settings:
     from pydantic import ValidationError
 
-    from serving.errors import MalformedRequest
     from serving.settings import Settings
 
     try:

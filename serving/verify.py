@@ -1,7 +1,8 @@
 """Does a running server still answer as the version was exported? `alexnet verify URL` asks it.
 
 Asked with the golden images of the same version in a repository at hand: through a gateway whole files
-go to POST /classify, so that its decoding, crops, labels and averaging are asked as well.
+go to POST /classify, so that its decoding, crops, labels and averaging are asked as well; to a Triton go
+the crops.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 
+from serving.backends import Backend
 from serving.contract import Crops
-from serving.errors import MalformedRequest, ModelNotReady, UnknownModel
-from serving.golden import Difference, difference
+from serving.errors import ModelNotReady, UnknownModel
+from serving.golden import Difference, Golden, difference
 from serving.postprocess import Probabilities
+from serving.preprocess import prepare
 from serving.repository import Version, find_version
 
 TIMEOUT_S = 30
@@ -38,23 +41,46 @@ class Verdict:
     broken: str | None
 
 
-def verify(url: str, repository: Path) -> Verdict:
-    """Ask the server at http(s)://HOST:PORT about the version that it says it serves.
+def verify_gateway(url: str, repository: Path) -> Verdict:
+    """Ask the gateway at http(s)://HOST:PORT about the version that it says it serves.
 
-    Raises ModelNotReady where the server, or the version's golden images, are not there.
+    Raises ModelNotReady where the server is not there, UnknownModel where its version, or that
+    version's golden images, are not in the repository.
     """
-    if not url.startswith(("http://", "https://")):
-        raise MalformedRequest(f"{url}: a gateway's URL is http://HOST:PORT or https://HOST:PORT")
     gateway = _Gateway(url.rstrip("/"))
     served = gateway.ask("/model")
     version = find_version(repository, served["name"], served["version"])
     return _compare(version, lambda data, crops: gateway.row(version, data, crops))
 
 
-def _compare(version: Version, ask: Callable[[bytes, Crops], Probabilities]) -> Verdict:
-    golden = version.golden
-    if golden is None:
+async def verify_backend(backend: Backend, repository: Path) -> Verdict:
+    """Ask an engine, Triton's for instance, about the version that answers now; raises as above."""
+    await backend.start()
+    try:
+        model = backend.model
+        version = find_version(repository, model.info.name, model.info.version)
+        golden = _golden(version)
+        infers = [await backend.infer(prepare(image.data, Crops.TEN)) for image in golden.images]
+    finally:
+        await backend.close()
+    if any(inference.model.info.version != version.number for inference in infers):
+        raise ModelNotReady(f"{version.model}: the version changed while it was asked; ask again")
+    answers = iter(infers)
+    found = golden.differences(lambda _: next(answers).probabilities)
+    broken = golden.broken(found)
+    if model.labels != version.labels:
+        broken = "its labels are others, or in another order"
+    return Verdict(version.model, version.number, golden.tolerance, found, broken)
+
+
+def _golden(version: Version) -> Golden:
+    if version.golden is None:
         raise UnknownModel(f"{version.path.parent} holds no golden images; export it again")
+    return version.golden
+
+
+def _compare(version: Version, ask: Callable[[bytes, Crops], Probabilities]) -> Verdict:
+    golden = _golden(version)
     found = [
         Difference(image.name, crops, difference(ask(image.data, crops), expected))
         for image in golden.images

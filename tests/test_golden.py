@@ -22,7 +22,8 @@ from serving.postprocess import Probabilities
 from serving.preprocess import Pixels, prepare
 from serving.repository import find_version, latest_version
 from serving.settings import Settings
-from serving.verify import verify
+from serving.triton import LocalTriton
+from serving.verify import verify_backend, verify_gateway
 
 TOLERANCE = 1e-4
 
@@ -158,12 +159,33 @@ def test_a_damaged_golden_picture_stops_the_load(tmp_path: Path) -> None:
 def test_verify_asks_a_running_gateway(tmp_path: Path) -> None:
     repository = with_golden(tmp_path)
     with serving(Settings(), OnnxRuntimeBackend(repository, "alexnet", 1)) as url:
-        verdict = verify(url + "/", repository)
+        verdict = verify_gateway(url + "/", repository)
         assert verdict.broken is None
         assert len(verdict.differences) == 6
         done = run_alexnet("verify", url, "--repository", repository)
     assert done.returncode == 0, done.stderr
     assert "alexnet version 1 answers as when it was exported" in done.stdout
+
+
+def test_verify_asks_a_triton(triton: LocalTriton, tmp_path: Path) -> None:
+    same = with_golden(tmp_path / "same")
+    done = run_alexnet("verify", f"grpc://{triton.grpc}/alexnet", "--repository", same)
+    assert done.returncode == 0, done.stderr
+    assert "alexnet version 1 answers as when it was exported" in done.stdout
+    other = tiny_repository(tmp_path / "other", seed=1)
+    wrong = with_golden(tmp_path / "wrong", answered_by=other)
+    done = run_alexnet("verify", f"grpc://{triton.grpc}", "--repository", wrong)
+    assert done.returncode == 1
+    assert "does not answer as when it was exported (golden image" in done.stderr
+
+
+def test_an_engine_with_labels_in_another_order_is_told(tmp_path: Path) -> None:
+    repository = with_golden(tmp_path)
+    served = tiny_repository(tmp_path / "served")
+    labels = served / "alexnet" / "labels.txt"
+    labels.write_text("\n".join(reversed(labels.read_text().splitlines())) + "\n")
+    verdict = asyncio.run(verify_backend(OnnxRuntimeBackend(served, "alexnet", 1), repository))
+    assert verdict.broken == "its labels are others, or in another order"
 
 
 def test_verify_tells_a_server_that_answers_otherwise(tmp_path: Path) -> None:
@@ -181,23 +203,23 @@ def test_verify_tells_labels_in_another_order(tmp_path: Path) -> None:
     lines = labels.read_text().splitlines()
     labels.write_text("\n".join([lines[1], lines[0], *lines[2:]]) + "\n")
     with serving(Settings(), OnnxRuntimeBackend(running, "alexnet", 1)) as url:
-        assert verify(url, expected).broken is not None
+        assert verify_gateway(url, expected).broken is not None
 
 
 def test_verify_says_what_it_lacks(tmp_path: Path) -> None:
     without, full = tiny_repository(tmp_path / "without"), with_golden(tmp_path / "full")
     with serving(Settings(), OnnxRuntimeBackend(full, "alexnet", 1)) as url:
         with pytest.raises(UnknownModel, match="holds no golden images; export it again"):
-            verify(url, without)
+            verify_gateway(url, without)
         with pytest.raises(UnknownModel, match="has no version 1 of the model 'alexnet'"):
-            verify(url, tmp_path)
+            verify_gateway(url, tmp_path)
         with pytest.raises(ModelNotReady, match=r"/nowhere/model answers 404"):
-            verify(f"{url}/nowhere", full)
+            verify_gateway(f"{url}/nowhere", full)
     with pytest.raises(ModelNotReady, match="no answer from a gateway there"):
-        verify(url, full)
+        verify_gateway(url, full)
     done = run_alexnet("verify", "localhost:8000")
     assert done.returncode == 1
-    assert "a gateway's URL is http://HOST:PORT" in done.stderr
+    assert "a server is http://HOST:PORT (a gateway) or grpc://HOST:PORT/MODEL" in done.stderr
 
 
 def test_a_version_is_found_by_its_number(tmp_path: Path) -> None:
