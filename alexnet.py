@@ -194,7 +194,7 @@ def score(
     crops: Annotated[Crops, typer.Option(help="views of each photograph: center or ten")] = Crops.TEN,
     top: Annotated[int, typer.Option(min=1, help="how many labels")] = 5,
     workers: Annotated[int, typer.Option(help="decoding processes; 0: one for each core")] = 0,
-    in_flight: Annotated[int, typer.Option(min=1, help="batches under way: two a server, one decoded")] = 3,
+    in_flight: Annotated[int, typer.Option(min=1, help="batches under way: one more than servers")] = 2,
     wait_s: Annotated[float, typer.Option(min=0, help="for a server that is away")] = 300,
     on_ray: Annotated[
         str | None, typer.Option("--ray", metavar="HOST:PORT", help="decode on this Ray cluster, or: local")

@@ -72,7 +72,7 @@ class Pace:
     """What decides the speed only."""
 
     workers: int
-    in_flight: int = 3
+    in_flight: int = 2
     """Groups decoded, sent or waited for at a time: memory is bounded by them."""
     wait_s: float = 300.0
     """How long a server that is away is waited for."""
