@@ -82,6 +82,16 @@ def test_classification_gives_the_labels_of_the_repository(triton: LocalTriton) 
         assert [float(p) for p, *_ in said] == pytest.approx(probabilities[top], abs=1e-5)
 
 
+def test_what_triton_s_image_client_asks_of_a_model_is_answered(triton: LocalTriton) -> None:
+    """Its `parse_model`: one input of three dimensions with a format, one FP32 output that is a vector."""
+    metadata = ask(triton.http, "v2/models/alexnet")
+    config = ask(triton.http, "v2/models/alexnet/config")
+    (tensor,), (output,) = metadata["inputs"], metadata["outputs"]
+    assert (tensor["datatype"], tensor["shape"]) == ("UINT8", [-1, 224, 224, 3])
+    assert (output["datatype"], output["shape"]) == ("FP32", [-1, len(LABELS)])
+    assert config["input"][0]["format"] == "FORMAT_NHWC" and config["max_batch_size"] > 0
+
+
 def test_a_request_against_the_contract_is_told_what_is_wrong(triton: LocalTriton) -> None:
     with pytest.raises(tritonclient.grpc.InferenceServerException, match="shape"):
         infer(triton.grpc, random_crops(1, 1)[:, :100])
