@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import signal
 import statistics
 import sys
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from export.forms import Form, Precision
     from export.publish import Validation
     from model.checkpoint import Checkpoint
+    from model.config import TrainConfig
     from model.data import Decoded
     from serving.backends import Backend, Model
     from serving.pipeline import Answer
@@ -62,7 +64,6 @@ REPOSITORY = Path("model_repository")
 CALIBRATION_IMAGES = 384
 """Two thirds observed, one third held out to choose the method."""
 Repository = Annotated[Path, typer.Option("--repository", help="the model repository's folder")]
-Threads = Annotated[int, typer.Option(help="0: one for each core")]
 
 
 def main() -> None:
@@ -353,38 +354,66 @@ def _print_json(image: Path, result: Answer | object) -> None:
 def train(
     data: Annotated[Path, typer.Argument(help="folder with train/<class>/* and val/<class>/*")],
     run: Annotated[Path, typer.Option(help="folder for checkpoint, state and log")] = Path("runs/alexnet"),
-    recipe: Annotated[str, typer.Option(help="modern or paper")] = "modern",
+    config: Annotated[
+        Path | None, typer.Option(help="an earlier run's config.json; the other flags change it")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="modern, paper or finetune [default: modern; with --init finetune]")
+    ] = None,
+    init: Annotated[
+        Path | None, typer.Option(help="a checkpoint to start from; its classes may be others")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
-    batch_size: Annotated[int | None, typer.Option(min=2)] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2, help="over all processes")] = None,
     learning_rate: Annotated[float | None, typer.Option(min=0)] = None,
-    variant: Annotated[str, typer.Option(help="2012 or owt")] = "2012",
-    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16")] = "auto",
-    seed: int = 0,
-    threads: Threads = 0,
+    variant: Annotated[str | None, typer.Option(help="2012 or owt [default: 2012]")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16 [default: auto]")] = None,
+    seed: Annotated[int | None, typer.Option(help="[default: 0]")] = None,
+    threads: Annotated[int | None, typer.Option(help="[default: one a core]")] = None,
+    compiled: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="torch.compile [default: no]")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on where the run stopped")] = False,
 ) -> None:
-    """Train AlexNet on an image folder."""
-    from model.config import TrainConfig
+    """Train AlexNet on an image folder; under torchrun with several processes."""
     from model.machine import keep_freed_memory
     from model.train import Interrupted, start
 
     keep_freed_memory()
-    given = dict(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate)
-    config = TrainConfig.of_recipe(
-        recipe,
-        data=str(data.resolve()),
-        variant=variant,
-        precision=precision,
-        seed=seed,
-        threads=threads,
-        **{name: value for name, value in given.items() if value is not None},
-    )
+    given = dict(
+        data=str(data.resolve()), init=None if init is None else str(init.resolve()), epochs=epochs,
+        batch_size=batch_size, learning_rate=learning_rate, variant=variant, precision=precision,
+        seed=seed, threads=threads, compile=compiled,
+    )  # fmt: skip
     try:
-        path = start(config, run, resume=resume)
+        path = start(_train_config(config, recipe, given), run, resume=resume, say=_say)
     except Interrupted as error:
-        err.print(f"{error}; go on with: alexnet train {data} --run {run} --resume", highlight=False)
+        if _first_process():
+            err.print(f"{error}; go on with: alexnet train {data} --run {run} --resume", highlight=False)
         raise typer.Exit(130) from error
-    out.print(f"{path}\nnext: alexnet export {path}", highlight=False, soft_wrap=True)
+    if _first_process():
+        out.print(f"{path}\nnext: alexnet export {path}", highlight=False, soft_wrap=True)
+
+
+def _train_config(file: Path | None, recipe: str | None, given: dict[str, Any]) -> TrainConfig:
+    """An earlier run's configuration, or a recipe's, changed by what is not None in `given`."""
+    from model.config import TrainConfig, TrainError
+
+    changes = {name: value for name, value in given.items() if value is not None}
+    if file is None:
+        return TrainConfig.of_recipe(recipe or ("finetune" if "init" in changes else "modern"), **changes)
+    if recipe is not None:
+        raise TrainError(f"--config {file} names its recipe already; leave --recipe away")
+    return replace(TrainConfig.read(file), **changes)
+
+
+def _say(line: str) -> None:
+    out.print(line, highlight=False, soft_wrap=True)
+
+
+def _first_process() -> bool:
+    """Of those that torchrun started, the one that speaks."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @app.command()

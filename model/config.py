@@ -4,16 +4,43 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from model.net import SMALLEST_SIDE, VARIANTS
+from model.net import SMALLEST_SIDE, VARIANTS, Architecture
 from serving.contract import CROP_SIZE, RESIZE_SIZE
 
 
 class TrainError(Exception):
     """Training cannot start or go on; the text says why and what is left to resume from."""
+
+
+RECIPES: Final[dict[str, dict[str, Any]]] = {
+    "modern": {},
+    # Section 5 of the paper.
+    "paper": dict(
+        epochs=90,
+        batch_size=128,
+        learning_rate=0.01,
+        warmup=0.0,
+        label_smoothing=0.0,
+        crop_min=CROP_SIZE,
+        batch_norm=False,
+        resolutions=((1.0, CROP_SIZE),),
+    ),
+    # From a checkpoint, whose batch norm is folded: small steps at full size, larger ones for a new fc8.
+    "finetune": dict(
+        epochs=16,
+        batch_size=32,
+        learning_rate=0.002,
+        new_layer_rate=10.0,
+        gradient_clip=1.0,
+        batch_norm=False,
+        resolutions=((1.0, CROP_SIZE),),
+    ),
+}
+"""What each recipe changes of TrainConfig's defaults."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +67,23 @@ class TrainConfig:
     seed: int = 0
     threads: int = 0
     validate_every: int = 3
+    init: str = ""
+    """A checkpoint to start from; empty: random weights."""
+    low_rank: int | None = None
+    """Rank of fc6 and fc7; a run that starts from a checkpoint has the checkpoint's."""
+    compile: bool = False
+    """torch.compile: minutes at the start and at each new size, faster steps afterwards."""
+    new_layer_rate: float = 1.0
+    """fc8's learning rate as a multiple of the others'."""
 
     def __post_init__(self) -> None:
         """Refuse now what would fail, or mean nothing, an epoch later."""
         for right, wrong in (
-            (self.recipe in ("modern", "paper"), f"no recipe {self.recipe!r}; there are modern and paper"),
+            (self.recipe in RECIPES, f"no recipe {self.recipe!r}; there are {', '.join(RECIPES)}"),
+            (
+                bool(self.init) or self.recipe != "finetune",
+                "the recipe finetune starts from a checkpoint: give it with --init",
+            ),
             (self.variant in VARIANTS, f"no variant {self.variant!r}; there are {', '.join(VARIANTS)}"),
             (
                 self.precision in ("auto", "fp32", "bf16"),
@@ -57,6 +96,10 @@ class TrainConfig:
                 f"batch_size: at least 1, and 2 with batch norm, not {self.batch_size}",
             ),
             (0 <= self.learning_rate < math.inf, f"learning_rate: 0 or more, not {self.learning_rate}"),
+            (
+                0 <= self.new_layer_rate < math.inf,
+                f"new_layer_rate: 0 or more, not {self.new_layer_rate}",
+            ),
             (0 <= self.warmup < 1, f"warmup: a fraction of the epochs below 1, not {self.warmup}"),
             (0 <= self.mixup < math.inf, f"mixup: 0 or more, not {self.mixup}"),
             (1 <= self.crop_min <= RESIZE_SIZE, f"crop_min: 1 to {RESIZE_SIZE} pixels, not {self.crop_min}"),
@@ -70,20 +113,17 @@ class TrainConfig:
 
     @classmethod
     def of_recipe(cls, recipe: str, **changes: Any) -> TrainConfig:
-        """`modern`: the defaults. `paper`: section 5 of the paper, without batch norm."""
-        if recipe == "paper":
-            paper: dict[str, Any] = dict(
-                epochs=90,
-                batch_size=128,
-                learning_rate=0.01,
-                warmup=0.0,
-                label_smoothing=0.0,
-                crop_min=CROP_SIZE,
-                batch_norm=False,
-                resolutions=((1.0, CROP_SIZE),),
-            )
-            return cls(recipe=recipe, **(paper | changes))
-        return cls(recipe=recipe, **changes)
+        """The defaults are `modern`'s; `RECIPES` holds what the others change."""
+        return cls(recipe=recipe, **(RECIPES.get(recipe, {}) | changes))
+
+    def starting_from(self, architecture: Architecture) -> TrainConfig:
+        """The same run for a network of the checkpoint's `architecture`, which fixes its shape."""
+        return replace(
+            self,
+            variant=architecture.variant,
+            low_rank=architecture.low_rank,
+            batch_norm=architecture.batch_norm,
+        )
 
     @classmethod
     def read(cls, path: Path) -> TrainConfig:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -79,6 +79,14 @@ class ImageFolder:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def only(self, rows: Integers) -> ImageFolder:
+        """Some of the images, by their numbers."""
+        return replace(
+            self,
+            paths=tuple(self.paths[row] for row in rows),
+            targets=tuple(self.targets[row] for row in rows),
+        )
+
 
 def _hidden(path: Path) -> bool:
     """`.ipynb_checkpoints` is no class, and macOS's `._photo.jpg` no photograph."""
@@ -124,6 +132,31 @@ class Decoded:
 
 
 @dataclass(frozen=True)
+class Windows:
+    """For each image of a batch a square of its 256x256 pixels: int64 [N] each, and bool [N]."""
+
+    side: Integers
+    top: Integers
+    left: Integers
+    mirrored: npt.NDArray[np.bool_]
+
+    def of(self, positions: Integers) -> Windows:
+        """Those of some images."""
+        return Windows(
+            self.side[positions], self.top[positions], self.left[positions], self.mirrored[positions]
+        )
+
+    def view(self, square: Pixels, position: int, size: int) -> Pixels:
+        """uint8 [256, 256, 3] -> uint8 [size, size, 3]: the window, resized, perhaps mirrored."""
+        side, top, left = (int(field[position]) for field in (self.side, self.top, self.left))
+        view = square[top : top + side, left : left + side]
+        if side != size:
+            resized = Image.fromarray(view).resize((size, size), Image.Resampling.BILINEAR)
+            view = np.asarray(resized)
+        return view[:, ::-1] if self.mirrored[position] else view
+
+
+@dataclass(frozen=True)
 class Augmentation:
     """Random views; `crop_min` 224 is the paper's crop, smaller ones are resized to the target."""
 
@@ -132,15 +165,11 @@ class Augmentation:
     brightness: float = 0.2
     colour_noise: float = 0.1
 
-    def view(self, square: Pixels, size: int, rng: np.random.Generator) -> Pixels:
-        """uint8 [256, 256, 3] -> uint8 [size, size, 3]: random square window, mirrored half the time."""
-        side = int(rng.integers(self.crop_min, self.crop_max + 1))
-        top, left = (int(rng.integers(0, RESIZE_SIZE - side + 1)) for _ in range(2))
-        view = square[top : top + side, left : left + side]
-        if side != size:
-            resized = Image.fromarray(view).resize((size, size), Image.Resampling.BILINEAR)
-            view = np.asarray(resized)
-        return view[:, ::-1] if rng.random() < 0.5 else view
+    def windows(self, count: int, rng: np.random.Generator) -> Windows:
+        """A random square window for each image, mirrored half the time."""
+        side = rng.integers(self.crop_min, self.crop_max + 1, count)
+        top, left = (rng.integers(0, RESIZE_SIZE - side + 1) for _ in range(2))
+        return Windows(side, top, left, rng.random(count) < 0.5)
 
     def colour(self, count: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
         """Factor [N, 1, 1, 1] and offset [N, 1, 1, 3] (pixel units) for each image of a batch.
@@ -159,23 +188,50 @@ PAPER_AUGMENTATION: Final = Augmentation(crop_min=CROP_SIZE, crop_max=CROP_SIZE,
 
 @dataclass(frozen=True)
 class Batch:
-    """Views uint8 [N, S, S, 3], gain [N, 1, 1, 1], offset [N, 1, 1, 3], targets int64 [N]."""
+    """One process's share of a batch; N images, at `positions` of the batch's `count`.
+
+    Views uint8 [N, S, S, 3], or with `windows` squares uint8 [N, 256, 256, 3] that the device is yet
+    to cut to `size`; gain [N, 1, 1, 1], offset [N, 1, 1, 3], targets int64 [N].
+    """
 
     views: Pixels
     gain: Floats
     offset: Floats
     targets: Integers
+    positions: Integers
+    count: int
+    size: int
+    seed: tuple[int, ...]
+    windows: Windows | None = None
 
 
 def training_batch(
-    data: Decoded, augmentation: Augmentation, rows: Integers, size: int, seed: tuple[int, ...]
+    data: Decoded,
+    augmentation: Augmentation,
+    rows: Integers,
+    size: int,
+    seed: tuple[int, ...],
+    positions: Integers | None = None,
+    *,
+    cut: bool = True,
 ) -> Batch:
-    """The batch of images `rows`, augmented with random numbers that depend on `seed` alone."""
+    """The batch of images `rows`, or those at `positions` of it, augmented by `seed` alone.
+
+    The random numbers are drawn for all of `rows`, so that an image gets the same whoever has it.
+    Without `cut` the windows are left for the device.
+    """
     rng = np.random.default_rng(seed)
-    views = np.empty((len(rows), size, size, CHANNELS), np.uint8)
-    for position, row in enumerate(rows):
-        views[position] = augmentation.view(data.squares[row], size, rng)
-    return Batch(views, *augmentation.colour(len(rows), rng), data.targets[rows])
+    windows = augmentation.windows(len(rows), rng)
+    gain, offset = augmentation.colour(len(rows), rng)
+    mine = np.arange(len(rows)) if positions is None else positions
+    squares = data.squares[rows[mine]]
+    rest = (gain[mine], offset[mine], data.targets[rows[mine]], mine, len(rows), size, seed)
+    if not cut:
+        return Batch(squares, *rest, windows=windows.of(mine))
+    views = np.empty((len(mine), size, size, CHANNELS), np.uint8)
+    for index, position in enumerate(mine):
+        views[index] = windows.view(squares[index], position, size)
+    return Batch(views, *rest)
 
 
 def epoch_order(count: int, batch_size: int, seed: int, epoch: int) -> list[Integers]:

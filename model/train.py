@@ -2,6 +2,7 @@
 
     alexnet train DATA --run runs/sample
     alexnet train DATA --run runs/sample --resume
+    torchrun --nproc-per-node 8 -m alexnet train DATA --run runs/sample
 
 SIGTERM and Ctrl-C save the state first; `model.run` says what a run's folder holds.
 """
@@ -11,7 +12,6 @@ from __future__ import annotations
 import math
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -19,12 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
-from torch.nn import functional
 
 from model import checkpoint
 from model.checkpoint import Checkpoint
@@ -40,11 +35,15 @@ from model.data import (
     prefetched,
     training_batch,
 )
-from model.evaluate import evaluate
+from model.distributed import World, joined
+from model.evaluate import tally, torch_predictor
 from model.fold import fold_batch_norm
+from model.learner import Learner
 from model.machine import faster_precision
-from model.net import AlexNet, Architecture, initialise_kaiming, initialise_paper
+from model.net import AlexNet
+from model.progress import Pace, bar
 from model.run import Run
+from model.transfer import take_over
 from serving.contract import Crops
 from serving.postprocess import Label
 
@@ -70,146 +69,126 @@ class Progressed:
 class Trainer:
     """One run: `train()` goes from where it stands to the last epoch."""
 
-    def __init__(self, config: TrainConfig, run: Path, say: Callable[[str], None] = print) -> None:
-        self.config, self.run, self.say = config, Run(run), say
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        torch.manual_seed(config.seed)
+    def __init__(
+        self,
+        config: TrainConfig,
+        run: Path,
+        say: Callable[[str], None] = print,
+        world: World | None = None,
+    ) -> None:
+        self.config, self.run = config, Run(run)
+        self.world = world or World()
+        self.say: Callable[[str], None] = say if self.world.first else lambda _: None
         if config.threads:
             torch.set_num_threads(config.threads)
         folder = ImageFolder.scan(Path(config.data) / "train")
         if len(folder.classes) < 2:
             raise TrainError(f"{config.data}/train holds one class, {folder.classes[0]}; it takes two")
+        if min(config.batch_size, len(folder)) < 2 * self.world.size:
+            raise TrainError(
+                f"batches of {min(config.batch_size, len(folder))} images are too small for "
+                f"{self.world.size} processes, which take two each at least"
+            )
         validation = ImageFolder.scan(Path(config.data) / "val", folder.classes)
         self.labels: list[Label] = labels_of(folder.classes)
         self.data = self._decode(folder, "decoding train")
-        self.validation = self._decode(validation, "decoding val")
-        architecture = Architecture(config.variant, len(folder.classes), batch_norm=config.batch_norm)
-        net = AlexNet(architecture)
-        (initialise_paper if config.recipe == "paper" else initialise_kaiming)(net)
-        self.net: AlexNet = net.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = torch.optim.SGD(
-            self._parameter_groups(),
-            lr=config.learning_rate,
-            momentum=config.momentum,
-            nesterov=config.recipe != "paper",
-            fused=True,
-        )
+        self.validation = self._decode(validation.only(self.world.rows(len(validation))), "decoding val")
+        self.learner = Learner(config, len(folder.classes), self.world)
         self.augmentation = PAPER_AUGMENTATION if config.recipe == "paper" else Augmentation(config.crop_min)
         self.at = Progressed()
         self.stopping = False
 
-    def _decode(self, folder: ImageFolder, title: str) -> Decoded:
-        with _progress() as bar:
-            task = bar.add_task(title, total=len(folder), note="")
-            return Decoded.read(folder, os.cpu_count() or 1, lambda: bar.advance(task))
+    @property
+    def net(self) -> AlexNet:
+        return self.learner.net
 
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        """Weights decay; biases and batch norm do so only in the paper's recipe."""
-        decayed: list[Tensor] = []
-        free: list[Tensor] = []
-        for parameter in self.net.parameters():
-            everything = self.config.recipe == "paper"
-            (decayed if parameter.dim() > 1 or everything else free).append(parameter)
-        groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": self.config.weight_decay}]
-        return [*groups, {"params": free, "weight_decay": 0.0}] if free else groups
+    def _decode(self, folder: ImageFolder, title: str) -> Decoded:
+        workers = max(1, (os.cpu_count() or 1) // self.world.local_size)
+        with bar(title, len(folder), show=self.world.first) as advance:
+            return Decoded.read(folder, workers, lambda: advance(""))
 
     def train(self) -> Path:
         """Run to the last epoch; returns the path of the checkpoint."""
         with _signals(self._stop):
             while self.at.epoch < self.config.epochs:
-                started = time.perf_counter()
-                count = self._epoch()
-                self._finish_epoch(count / (time.perf_counter() - started))
+                self._finish_epoch(self._epoch())
         return self.run.checkpoint
 
     def _stop(self) -> None:
         self.stopping = True
 
-    def _epoch(self) -> int:
-        """The rest of the current epoch; how many images that were."""
+    def _epoch(self) -> Pace:
+        """The rest of the current epoch; how fast that went."""
         config, at = self.config, self.at
         self.net.train()
         batches = epoch_order(len(self.data.targets), config.batch_size, config.seed, at.epoch)
-        size = config.size_at(at.epoch)
-        jobs = [
-            partial(training_batch, self.data, self.augmentation, rows, size, (config.seed, at.epoch, step))
-            for step, rows in enumerate(batches)
-        ][at.step :]
-        count = 0
-        with _progress() as bar:
-            title = f"epoch {at.epoch + 1}/{config.epochs} at {size}"
-            task = bar.add_task(title, total=len(batches), completed=at.step, note="")
+        size, pace = config.size_at(at.epoch), Pace(self._remaining_pixels(batches))
+        jobs = [partial(self._batch, rows, size, step) for step, rows in enumerate(batches)][at.step :]
+        title = f"epoch {at.epoch + 1}/{config.epochs} at {size}"
+        with bar(title, len(batches), at.step, show=self.world.first) as advance:
             for batch in prefetched(jobs, depth=4, workers=1):
                 progress = (at.epoch + at.step / len(batches)) / config.epochs
-                loss = self._step(batch, config.rate_at(progress, at.plateaus))
+                loss = self.learner.step(batch, config.rate_at(progress, at.plateaus))
+                # One signal stops all, and after the same step.
+                loss, stopping = self.world.sums([loss, self.stopping]).tolist()
                 at.step += 1
                 if not math.isfinite(loss):
                     raise self._diverged(f"the loss became {loss}")
-                count, at.images = count + len(batch.targets), at.images + len(batch.targets)
-                at.loss_sum += loss * len(batch.targets)
-                bar.update(task, advance=1, note=f"loss {at.loss_sum / at.images:.3f}")
-                if self.stopping:
+                at.images, at.loss_sum = at.images + batch.count, at.loss_sum + loss
+                pace.add(batch.count, size)
+                advance(self._note(pace))
+                if stopping:
                     self._check_weights()
                     self._save_state()
                     raise Interrupted(f"saved at epoch {at.epoch + 1}, step {at.step}")
         self._check_weights()
-        return count
+        return pace
 
-    def _step(self, batch: Batch, rate: float) -> float:
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        x = self._to_device(batch)
-        targets = torch.from_numpy(batch.targets).to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            loss = self._loss(x, targets, batch)
-        self.optimizer.zero_grad(set_to_none=False)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if self.config.gradient_clip:
-            torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.config.gradient_clip)
-        self.optimizer.step()
-        return loss.item()
+    def _batch(self, rows: Any, size: int, step: int) -> Batch:
+        seed = (self.config.seed, self.at.epoch, step)
+        positions = self.world.share(len(rows))
+        on_host = self.world.device.type == "cpu"
+        return training_batch(self.data, self.augmentation, rows, size, seed, positions, cut=on_host)
 
-    def _to_device(self, batch: Batch) -> Tensor:
-        """uint8 [N, S, S, 3] -> normalised float [N, 3, S, S], with the batch's colour noise."""
-        views, gain, offset = (
-            torch.from_numpy(array).to(self.device) for array in (batch.views, batch.gain, batch.offset)
-        )
-        coloured: Tensor = (views.float() * gain + offset).clamp_(0, 255)
-        return self.net.normalise(coloured)
+    def _remaining_pixels(self, batches: list[Any]) -> float:
+        """Of all views from here to the end of the run."""
+        config, at = self.config, self.at
+        whole = sum(map(len, batches))
+        done = sum(map(len, batches[: at.step])) * config.size_at(at.epoch) ** 2
+        return whole * sum(config.size_at(epoch) ** 2 for epoch in range(at.epoch, config.epochs)) - done
 
-    def _loss(self, x: Tensor, targets: Tensor, batch: Batch) -> Tensor:
-        """Cross entropy; with mixup (Zhang et al. 2018) against the batch in reverse order."""
-        smoothing = self.config.label_smoothing
-        if not self.config.mixup:
-            return functional.cross_entropy(self.net.logits(x), targets, label_smoothing=smoothing)
-        seed = int(batch.offset.view(np.uint32).ravel()[0])
-        share = np.random.default_rng(seed).beta(self.config.mixup, self.config.mixup)
-        logits = self.net.logits(share * x + (1 - share) * x.flip(0))
-        losses = [
-            functional.cross_entropy(logits, t, label_smoothing=smoothing) for t in (targets, targets.flip(0))
-        ]
-        loss: Tensor = share * losses[0] + (1 - share) * losses[1]
-        return loss
+    def _note(self, pace: Pace) -> str:
+        """`loss 1.234  error 34.5 %  58 images/s  run ends in 1:23:45`."""
+        at = self.at
+        error = f"  error {100 * at.best_error:.1f} %" if at.best_error < 1 else ""
+        loss = f"loss {at.loss_sum / at.images:.3f}"
+        return f"{loss}{error}  {pace.images_per_s:.0f} images/s  run ends in {pace.remaining}"
 
-    def _finish_epoch(self, images_per_s: float) -> None:
+    def _finish_epoch(self, pace: Pace) -> None:
         at, config = self.at, self.config
         loss = at.loss_sum / max(at.images, 1)
         at.epoch, at.step, at.loss_sum, at.images = at.epoch + 1, 0, 0.0, 0
         entry: dict[str, Any] = {
             "epoch": at.epoch,
             "loss": round(loss, 4),
-            "images_per_s": round(images_per_s, 1),
+            "images_per_s": round(pace.images_per_s, 1),
         }
         last = at.epoch == config.epochs
         if last or at.epoch % config.validate_every == 0 or config.recipe == "paper":
-            result = evaluate(self.net, self.validation, Crops.TEN if last else Crops.CENTER)
-            entry |= {"crops": str(result.crops), "top1_error": round(result.top1_error, 4)}
+            entry |= self._validate(Crops.TEN if last else Crops.CENTER)
             if not last:  # ten crops' error is lower: no improvement to compare with
-                self._note_plateau(result.top1_error)
+                self._note_plateau(entry["top1_error"])
             self._save_checkpoint(entry)
         self._save_state()
-        self.run.note(entry)
+        if self.world.first:
+            self.run.note(entry)
         self.say(" ".join(f"{name}={value}" for name, value in entry.items()))
+
+    def _validate(self, crops: Crops) -> dict[str, Any]:
+        """Every image of the split once, whichever process has it."""
+        counted = tally(torch_predictor(self.net), self.validation, crops)
+        result = counted.over(self.world.sums).evaluation(crops)
+        return {"crops": str(crops), "top1_error": round(result.top1_error, 4)}
 
     def _note_plateau(self, error: float) -> None:
         """The paper divides the rate by 10 when the validation error stops improving."""
@@ -221,17 +200,21 @@ class Trainer:
             self.at.plateaus, self.at.stale = self.at.plateaus + 1, 0
 
     def _save_checkpoint(self, entry: dict[str, Any]) -> None:
-        training = asdict(self.config) | {"data": Path(self.config.data).name}  # names no one's folders
+        if not self.world.first:
+            return
+        names = {"data": Path(self.config.data).name, "init": Path(self.config.init).name}
+        training = asdict(self.config) | names  # names no one's folders
         facts = {"training": training, "last_epoch": entry, "torch": torch.__version__}
         folded = fold_batch_norm(self.net.eval())
         checkpoint.save(self.run.checkpoint, Checkpoint(folded, self.labels, facts))
 
     def _save_state(self) -> None:
+        if not self.world.first:
+            return
         self.run.save_state(
             {
                 "net": self.net.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "random": torch.get_rng_state(),
+                "optimizer": self.learner.optimizer.state_dict(),
                 "at": asdict(self.at),
                 "architecture": asdict(self.net.architecture),
                 "classes": self._classes,
@@ -253,8 +236,14 @@ class Trainer:
         where = f"epoch {self.at.epoch + 1}, step {self.at.step}"
         return TrainError(f"{what} in {where}; lower the learning rate; {left}")
 
+    def start_from(self, source: Checkpoint) -> None:
+        """Take the weights of another network, but for the classes that it does not know."""
+        kept = take_over(self.net, self.labels, source)
+        fresh = len(self.labels) - kept
+        self.say(f"started from {self.config.init}: {kept} classes known, {fresh} new")
+
     def resume(self) -> None:
-        """Take up the state of an earlier start of this run."""
+        """Take up the state of an earlier start of this run, by however many processes."""
         state, path = self.run.load_state(), self.run.state
         try:
             if state["architecture"] != asdict(self.net.architecture):
@@ -262,8 +251,7 @@ class Trainer:
             if state.get("classes", self._classes) != self._classes:
                 raise TrainError(f"{path} knows the classes {state['classes']}, not {self._classes}")
             self.net.load_state_dict(state["net"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            torch.set_rng_state(state["random"])
+            self.learner.optimizer.load_state_dict(state["optimizer"])
             self.at = Progressed(**state["at"])
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise TrainError(f"{path} is not the state of this run: {error!r}") from error
@@ -277,31 +265,23 @@ def start(config: TrainConfig, run: Path, *, resume: bool, say: Callable[[str], 
     there is nothing to go on with, or where beginning would overwrite another run.
     """
     folder = Run(run)
-    if resume:
-        trainer = Trainer(folder.begun_with(), run, say)
-        trainer.resume()
+    with joined() as world:
+        if resume:
+            trainer = Trainer(world.agreed(folder.begun_with), run, say, world)
+            trainer.resume()
+            return trainer.train()
+        world.agreed(folder.refuse_another)
+        source = checkpoint.load(Path(config.init)) if config.init else None
+        if source is not None:
+            config = config.starting_from(source.net.architecture)
+        if config.precision == "auto":
+            config = replace(config, precision=world.agreed(faster_precision))
+        trainer = Trainer(config, run, say, world)
+        if source is not None:
+            trainer.start_from(source)
+        del source
+        world.agreed(partial(folder.begin, config))
         return trainer.train()
-    folder.refuse_another()
-    if config.precision == "auto":
-        config = replace(config, precision=faster_precision())
-    trainer = Trainer(config, run, say)
-    folder.begin(config)
-    return trainer.train()
-
-
-def _progress() -> Progress:
-    """A bar on the terminal's error stream; its tasks carry a `note`."""
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
 
 
 @contextmanager

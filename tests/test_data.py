@@ -121,7 +121,7 @@ def test_the_paper_s_view_is_a_window_or_its_mirror_image() -> None:
     square = random_data(1).squares[0]
     mirrored = 0
     for seed in range(200):
-        view = PAPER_AUGMENTATION.view(square, 224, np.random.default_rng(seed))
+        view = PAPER_AUGMENTATION.windows(1, np.random.default_rng(seed)).view(square, 0, 224)
         windows = [(r, c) for r in range(33) for c in range(33) if (square[r, c] == view[0, 0]).all()]
         plain = any((square[r : r + 224, c : c + 224] == view).all() for r, c in windows)
         flipped = not plain
@@ -142,7 +142,7 @@ def test_a_resized_view_is_an_upright_square_window_mirrored_half_the_time(size:
     square[..., 1] = np.arange(256)[None, :]
     augmentation, mirrored, sides = Augmentation(crop_min), 0, []
     for seed in range(300):
-        view = augmentation.view(square, size, np.random.default_rng(seed)).astype(int)
+        view = augmentation.windows(1, np.random.default_rng(seed)).view(square, 0, size).astype(int)
         assert view.shape == (size, size, 3)
         red, green = view[:, size // 2, 0], view[size // 2, :, 1]
         mirrored += green[0] > green[-1]

@@ -68,7 +68,7 @@ def test_a_folder_becomes_a_served_model(photographs: Path, tmp_path: Path) -> N
     [
         (["train", "{}/nowhere", "--run", "{}/run"], "nowhere/train: no such folder"),
         (["train", "{}", "--run", "{}/run", "--resume"], "no run to resume"),
-        (["train", "{}", "--recipe", "secret"], "there are modern and paper"),
+        (["train", "{}", "--recipe", "secret"], "there are modern, paper"),
         (["evaluate", "{}/absent.safetensors", "{}"], "absent.safetensors: no such checkpoint"),
         (["evaluate", "{}/1/model.onnx", "{}"], "model.onnx"),
         (["export", "{}/absent", "--repository", "{}/r"], "absent: no such checkpoint"),
