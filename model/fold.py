@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from model.net import AlexNet
 
@@ -24,7 +25,7 @@ def fold_batch_norm(net: AlexNet) -> AlexNet:
     state = net.state_dict()
     folded.load_state_dict({name: state[name] for name in folded.state_dict()})
     for name, norm in net.named_modules():
-        if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
+        if not isinstance(norm, _BatchNorm):
             continue
         layer = _normalised_layer(folded, name.removeprefix("bn"))
         assert norm.running_mean is not None and norm.running_var is not None and layer.bias is not None
