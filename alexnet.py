@@ -373,6 +373,7 @@ def train(
     compiled: Annotated[
         bool | None, typer.Option("--compile/--no-compile", help="torch.compile [default: no]")
     ] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="write its curves, too")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="go on where the run stopped")] = False,
 ) -> None:
     """Train AlexNet on an image folder; under torchrun with several processes."""
@@ -386,7 +387,8 @@ def train(
         seed=seed, threads=threads, compile=compiled,
     )  # fmt: skip
     try:
-        path = start(_train_config(config, recipe, given), run, resume=resume, say=_say)
+        wanted = _train_config(config, recipe, given)
+        path = start(wanted, run, resume=resume, say=_say, tensorboard=tensorboard)
     except Interrupted as error:
         if _first_process():
             err.print(f"{error}; go on with: alexnet train {data} --run {run} --resume", highlight=False)

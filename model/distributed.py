@@ -1,6 +1,8 @@
 """The processes of one run, as torchrun started them; alone where it did not.
 
-    torchrun --nproc-per-node 8 -m alexnet train DATA --run runs/mine
+    torchrun --nproc-per-node 8 -m -- alexnet train DATA --run runs/mine
+
+Without the `--` torchrun takes `--run` for an abbreviation of a flag of its own.
 
 Every process draws the same random numbers for the whole batch and keeps those of its share, so
 that one process and eight do the same steps up to the order of float additions. Process 0 writes.

@@ -4,6 +4,7 @@
     state.pt                 weights, momentum, random state and position: to resume
     log.jsonl                a line for each epoch
     checkpoint.safetensors   the network, batch norm folded: to evaluate and export
+    tensorboard/             with --tensorboard: the curves, step by step
 
 Every file but the log is written beside and renamed, so that a full disk or a kill at any moment
 leaves the one before.

@@ -2,7 +2,7 @@
 
     alexnet train DATA --run runs/sample
     alexnet train DATA --run runs/sample --resume
-    torchrun --nproc-per-node 8 -m alexnet train DATA --run runs/sample
+    torchrun --nproc-per-node 8 -m -- alexnet train DATA --run runs/sample
 
 SIGTERM and Ctrl-C save the state first; `model.run` says what a run's folder holds.
 """
@@ -38,6 +38,7 @@ from model.data import (
 from model.distributed import World, joined
 from model.evaluate import tally, torch_predictor
 from model.fold import fold_batch_norm
+from model.journal import Journal
 from model.learner import Learner
 from model.machine import faster_precision
 from model.net import AlexNet
@@ -75,10 +76,13 @@ class Trainer:
         run: Path,
         say: Callable[[str], None] = print,
         world: World | None = None,
+        *,
+        tensorboard: bool = False,
     ) -> None:
         self.config, self.run = config, Run(run)
         self.world = world or World()
         self.say: Callable[[str], None] = say if self.world.first else lambda _: None
+        self.journal = Journal(self.run, tensorboard=tensorboard) if self.world.first else None
         if config.threads:
             torch.set_num_threads(config.threads)
         folder = ImageFolder.scan(Path(config.data) / "train")
@@ -109,9 +113,13 @@ class Trainer:
 
     def train(self) -> Path:
         """Run to the last epoch; returns the path of the checkpoint."""
-        with _signals(self._stop):
-            while self.at.epoch < self.config.epochs:
-                self._finish_epoch(self._epoch())
+        try:
+            with _signals(self._stop):
+                while self.at.epoch < self.config.epochs:
+                    self._finish_epoch(self._epoch())
+        finally:
+            if self.journal:
+                self.journal.close()
         return self.run.checkpoint
 
     def _stop(self) -> None:
@@ -128,7 +136,8 @@ class Trainer:
         with bar(title, len(batches), at.step, show=self.world.first) as advance:
             for batch in prefetched(jobs, depth=4, workers=1):
                 progress = (at.epoch + at.step / len(batches)) / config.epochs
-                loss = self.learner.step(batch, config.rate_at(progress, at.plateaus))
+                rate = config.rate_at(progress, at.plateaus)
+                loss = self.learner.step(batch, rate)
                 # One signal stops all, and after the same step.
                 loss, stopping = self.world.sums([loss, self.stopping]).tolist()
                 at.step += 1
@@ -137,6 +146,9 @@ class Trainer:
                 at.images, at.loss_sum = at.images + batch.count, at.loss_sum + loss
                 pace.add(batch.count, size)
                 advance(self._note(pace))
+                if self.journal:
+                    step = at.epoch * len(batches) + at.step
+                    self.journal.step(step, loss=loss / batch.count, learning_rate=rate)
                 if stopping:
                     self._check_weights()
                     self._save_state()
@@ -149,6 +161,11 @@ class Trainer:
         positions = self.world.share(len(rows))
         on_host = self.world.device.type == "cpu"
         return training_batch(self.data, self.augmentation, rows, size, seed, positions, cut=on_host)
+
+    @property
+    def _steps(self) -> int:
+        """Of an epoch."""
+        return len(epoch_order(len(self.data.targets), self.config.batch_size, 0, 0))
 
     def _remaining_pixels(self, batches: list[Any]) -> float:
         """Of all views from here to the end of the run."""
@@ -180,8 +197,8 @@ class Trainer:
                 self._note_plateau(entry["top1_error"])
             self._save_checkpoint(entry)
         self._save_state()
-        if self.world.first:
-            self.run.note(entry)
+        if self.journal:
+            self.journal.epoch(entry, at.epoch * self._steps)
         self.say(" ".join(f"{name}={value}" for name, value in entry.items()))
 
     def _validate(self, crops: Crops) -> dict[str, Any]:
@@ -258,7 +275,14 @@ class Trainer:
         self.say(f"resumed at epoch {self.at.epoch + 1}, step {self.at.step + 1}")
 
 
-def start(config: TrainConfig, run: Path, *, resume: bool, say: Callable[[str], None] = print) -> Path:
+def start(
+    config: TrainConfig,
+    run: Path,
+    *,
+    resume: bool,
+    say: Callable[[str], None] = print,
+    tensorboard: bool = False,
+) -> Path:
     """Begin a run in the folder `run`, or go on with it; returns the path of its checkpoint.
 
     A run that goes on does so with the configuration it began with. Raises TrainError where
@@ -267,7 +291,7 @@ def start(config: TrainConfig, run: Path, *, resume: bool, say: Callable[[str], 
     folder = Run(run)
     with joined() as world:
         if resume:
-            trainer = Trainer(world.agreed(folder.begun_with), run, say, world)
+            trainer = Trainer(world.agreed(folder.begun_with), run, say, world, tensorboard=tensorboard)
             trainer.resume()
             return trainer.train()
         world.agreed(folder.refuse_another)
@@ -276,7 +300,7 @@ def start(config: TrainConfig, run: Path, *, resume: bool, say: Callable[[str], 
             config = config.starting_from(source.net.architecture)
         if config.precision == "auto":
             config = replace(config, precision=world.agreed(faster_precision))
-        trainer = Trainer(config, run, say, world)
+        trainer = Trainer(config, run, say, world, tensorboard=tensorboard)
         if source is not None:
             trainer.start_from(source)
         del source

@@ -24,8 +24,10 @@ from torch.nn import functional
 from model import checkpoint as checkpoints
 from model.checkpoint import CheckpointError
 from model.config import TrainConfig, TrainError
-from model.data import Augmentation, epoch_order, training_batch
+from model.data import PAPER_AUGMENTATION, Augmentation, Decoded, epoch_order, training_batch
+from model.learner import cut_windows
 from model.machine import faster_precision
+from model.progress import Pace
 from model.run import Run
 from model.train import Progressed, Trainer, start
 from serving.contract import Crops
@@ -504,3 +506,58 @@ def test_a_batch_reaches_the_network_coloured_clipped_and_normalised(data: Path,
     back = trainer.learner.to_device(batch).double().permute(0, 2, 3, 1).numpy()
     std, mean = (np.array(values) for values in ((58.395, 57.12, 57.375), (123.675, 116.28, 103.53)))
     np.testing.assert_allclose(back * std + mean, coloured, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [224, 96])
+def test_windows_cut_on_the_device_are_those_cut_on_the_host(data: Path, size: int) -> None:
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (6, 8, 8, 3), np.uint8)
+    squares = np.stack([
+        np.asarray(Image.fromarray(square).resize((256, 256), Image.Resampling.BICUBIC)) for square in coarse
+    ])  # fmt: skip
+    for augmentation in (Augmentation(crop_min=80), PAPER_AUGMENTATION):
+        wanted = (Decoded(squares, np.arange(6)), augmentation, np.array([5, 0, 3, 2]), size, (4, 5))
+        host, device = (training_batch(*wanted, np.array([1, 2, 3]), cut=cut) for cut in (True, False))
+        assert device.windows is not None and device.views.shape == (3, 256, 256, 3)
+        cut = cut_windows(torch.from_numpy(device.views), device.windows, size).numpy()
+        assert np.abs(cut - host.views).mean() < 1, "rounded to whole numbers, and filtered at the rim"
+        assert np.abs(cut - host.views).max() < 32
+        if (augmentation, size) == (PAPER_AUGMENTATION, 224):
+            np.testing.assert_allclose(cut, host.views, atol=0.05)
+
+
+def test_images_of_one_process_are_augmented_as_among_those_of_all(data: Path, tmp_path: Path) -> None:
+    trainer, rows = Trainer(config(data), tmp_path), np.array([9, 1, 33, 20, 5])
+    whole = training_batch(trainer.data, Augmentation(), rows, 64, (1, 2))
+    part = training_batch(trainer.data, Augmentation(), rows, 64, (1, 2), np.array([0, 4]))
+    for name in ("views", "gain", "offset", "targets", "positions"):
+        np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[[0, 4]])
+    assert (part.count, part.seed) == (whole.count, whole.seed)
+
+
+# --- what it says ----------------------------------------------------------------------------------
+
+
+def test_tensorboard_gets_the_log_s_numbers_and_the_steps_between(data: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    start(config(data, epochs=3, batch_size=4), tmp_path, resume=False, tensorboard=True)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    points = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
+    log = log_of(tmp_path)
+    assert [point.value for point in points["epoch/loss"]] == pytest.approx([e["loss"] for e in log])
+    assert [p.value for p in points["epoch/top1_error"]] == pytest.approx([e["top1_error"] for e in log])
+    assert [point.step for point in points["epoch/loss"]] == [10, 20, 30]
+    assert [point.step for point in points["step/loss"]] == [20]
+    assert 0 < points["step/learning_rate"][0].value < 0.03
+
+
+def test_the_pace_foresees_that_larger_views_cost_more() -> None:
+    now = [100.0]
+    pace = Pace(10 * 100**2 + 10 * 200**2, lambda: now[0])
+    for _ in range(5):
+        now[0] += 1
+        pace.add(2, 100)
+    assert pace.images_per_s == 2
+    assert pace.remaining.total_seconds() == 20, "ten images of four times the pixels"
