@@ -468,6 +468,31 @@ def _decode(data: Path, classes: list[str], split: str = "val") -> Decoded:
 
 
 @app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="a run's folder")],
+    data: Annotated[Path | None, typer.Option(help="[default: what the run was trained on]")] = None,
+    destination: Annotated[Path | None, typer.Option("--out", help="[default: report.html in it]")] = None,
+) -> None:
+    """One HTML page about a run: curves, filters, confusion, its surest mistakes."""
+    from model.checkpoint import load
+    from model.config import TrainConfig
+    from model.evaluate import torch_predictor
+    from model.findings import find
+    from model.report import Report, read_log
+    from model.run import Run
+
+    folder = Run(run)
+    trained = load(folder.checkpoint)
+    decoded = _decode(data or Path(TrainConfig.read(folder.config).data), [c.wnid for c in trained.labels])
+    with _progress("ten crops", len(decoded.targets)) as advance:
+        findings = find(torch_predictor(trained.net), decoded, advance)
+    page = Report(run.name, trained, read_log(folder.log), findings, decoded, folder.environment())
+    path = destination or run / "report.html"
+    path.write_text(page.html(), encoding="utf-8")
+    out.print(str(path), highlight=False, soft_wrap=True)
+
+
+@app.command()
 def compress(
     checkpoint: Annotated[Path, typer.Argument(help="a full-width checkpoint")],
     data: Annotated[Path, typer.Argument(help="folder with train/<class>/* and val/<class>/*")],

@@ -158,9 +158,15 @@ def tally(
 
 def answers(predict: Predict, data: Decoded, crops: Crops) -> Iterator[tuple[slice, Probabilities]]:
     """Images a few at a time: which, and the mean of their crops' probabilities float [n, classes]."""
+    for rows, each in each_crop(predict, data, crops):
+        yield rows, each.mean(axis=1)
+
+
+def each_crop(predict: Predict, data: Decoded, crops: Crops) -> Iterator[tuple[slice, Probabilities]]:
+    """Images a few at a time: which, and the probabilities of their crops float [n, crops, classes]."""
     views = CROP_COUNT[crops]
     at_once = max(1, IMAGES_AT_ONCE * 10 // views)
     for start in range(0, len(data.targets), at_once):
         rows = slice(start, start + at_once)
         batch = np.concatenate([cut_crops(square, crops) for square in data.squares[rows]])
-        yield rows, predict(batch).reshape(len(batch) // views, views, -1).mean(axis=1)
+        yield rows, predict(batch).reshape(len(batch) // views, views, -1)

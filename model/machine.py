@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import platform
 import sys
 import time
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -45,3 +48,29 @@ def keep_freed_memory() -> None:
             libc.mallopt(m_trim_threshold, -1)
         except (OSError, AttributeError):
             return  # musl: slower, not wrong
+
+
+def environment(processes: int = 1) -> dict[str, str]:
+    """What a run ran on, for its readers."""
+    found = {
+        "torch": str(torch.__version__),
+        "Python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+        "processes": str(processes),
+    }
+    if torch.cuda.is_available():
+        found["GPU"] = torch.cuda.get_device_name()
+    return found
+
+
+def _processor() -> str:
+    """Its name, which Linux knows and Python does not."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor()

@@ -1,6 +1,7 @@
 """A run's folder: what training leaves there and takes up again.
 
     config.json              what the run began with
+    environment.json         and on which machine
     state.pt                 weights, momentum, random state and position: to resume
     log.jsonl                a line for each epoch
     checkpoint.safetensors   the network, batch norm folded: to evaluate and export
@@ -22,6 +23,7 @@ import torch
 
 from model.checkpoint import replace_durably
 from model.config import TrainConfig, TrainError
+from model.machine import environment
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,21 @@ class Run:
                 f"{self.folder} holds a run already; go on with --resume, or choose another --run"
             )
 
-    def begin(self, config: TrainConfig) -> None:
+    def begin(self, config: TrainConfig, processes: int = 1) -> None:
         """Make the folder and write down what fixes the run."""
         text = json.dumps(asdict(config), indent=2) + "\n"
         _replace(self.config, lambda beside: beside.write_text(text))
+
+        machine = json.dumps(environment(processes), indent=2) + "\n"
+        _replace(self.folder / "environment.json", lambda beside: beside.write_text(machine))
+
+    def environment(self) -> dict[str, str]:
+        """What the run began on; empty for runs of before it was written down."""
+        try:
+            found: dict[str, str] = json.loads((self.folder / "environment.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return found
 
     def begun_with(self) -> TrainConfig:
         """The configuration of the run that can be resumed here."""

@@ -304,7 +304,7 @@ def start(
         if source is not None:
             trainer.start_from(source)
         del source
-        world.agreed(partial(folder.begin, config))
+        world.agreed(partial(folder.begin, config, world.size))
         return trainer.train()
 
 
