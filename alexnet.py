@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from model.checkpoint import Checkpoint
     from model.config import TrainConfig
     from model.data import Decoded
+    from model.images import Images
     from serving.backends import Backend, Model
     from serving.pipeline import Answer
     from serving.preprocess import Pixels
@@ -351,8 +352,42 @@ def _print_json(image: Path, result: Answer | object) -> None:
 
 
 @app.command()
+def prepare(
+    source: Annotated[
+        Path, typer.Argument(help="folder with train/<class>/* and val/<class>/*, or ILSVRC2012's archives")
+    ],
+    destination: Annotated[Path, typer.Option("--out", help="folder for the shards")],
+    processes: Annotated[int | None, typer.Option(min=1, help="[default: one a core]")] = None,
+    shard_images: Annotated[int, typer.Option(min=1, help="images in a shard")] = 1000,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="of the JPEGs that are encoded anew")] = 90,
+) -> None:
+    """Shards at shorter side 256 for large trainings; stopped, it goes on where it was."""
+    from collections import Counter
+
+    from model.archives import Source
+    from model.prepare import PROBLEMS_FILE
+    from model.prepare import prepare as run
+
+    with Progress(*_columns(), MofNCompleteColumn(), console=err, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("listing", total=None)
+        done = run(
+            Source.scan(source), destination, processes=processes or os.cpu_count() or 1,
+            shard_images=shard_images, quality=quality,
+            begin=lambda total, before: bar.update(
+                task, description="images", total=total, completed=before
+            ),
+            advance=lambda images: bar.advance(task, images),
+        )  # fmt: skip
+    for split, images in done.images.items():
+        _say(f"{destination / split}: {images:,} images")
+    for kind, count in sorted(Counter(problem.kind for problem in done.problems).items()):
+        _say(f"{kind}: {count:,} (listed in {destination / PROBLEMS_FILE})")
+    _say(f"next: alexnet train {destination}")
+
+
+@app.command()
 def train(
-    data: Annotated[Path, typer.Argument(help="folder with train/<class>/* and val/<class>/*")],
+    data: Annotated[str, typer.Argument(help="folder or URL: train/<class>/*, val/<class>/*, or shards")],
     run: Annotated[Path, typer.Option(help="folder for checkpoint, state and log")] = Path("runs/alexnet"),
     config: Annotated[
         Path | None, typer.Option(help="an earlier run's config.json; the other flags change it")
@@ -382,7 +417,7 @@ def train(
 
     keep_freed_memory()
     given = dict(
-        data=str(data.resolve()), init=None if init is None else str(init.resolve()), epochs=epochs,
+        data=_place(data), init=None if init is None else str(init.resolve()), epochs=epochs,
         batch_size=batch_size, learning_rate=learning_rate, variant=variant, precision=precision,
         seed=seed, threads=threads, compile=compiled,
     )  # fmt: skip
@@ -409,6 +444,11 @@ def _train_config(file: Path | None, recipe: str | None, given: dict[str, Any]) 
     return replace(TrainConfig.read(file), **changes)
 
 
+def _place(data: str) -> str:
+    """A path that holds wherever the command runs next; a URL as it is."""
+    return data if "://" in data else str(Path(data).resolve())
+
+
 def _say(line: str) -> None:
     out.print(line, highlight=False, soft_wrap=True)
 
@@ -421,7 +461,7 @@ def _first_process() -> bool:
 @app.command()
 def evaluate(
     model: Annotated[Path, typer.Argument(help="a checkpoint (.safetensors) or an .onnx file")],
-    data: Annotated[Path, typer.Argument(help="folder with <class>/*, or with val/<class>/*")],
+    data: Annotated[str, typer.Argument(help="folder or URL: <class>/*, val/<class>/*, or shards")],
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
 ) -> None:
     """Top-1 and top-5 error, one crop and ten."""
@@ -459,12 +499,21 @@ def _predictor(model: Path) -> tuple[Any, list[str]]:
     return torch_predictor(checkpoint.net), [label.wnid for label in checkpoint.labels]
 
 
-def _decode(data: Path, classes: list[str], split: str = "val") -> Decoded:
-    from model.data import Decoded, ImageFolder
+def _decode(data: Path | str, classes: list[str], split: str = "val") -> Decoded:
+    from model.data import Decoded
+    from model.machine import memory_bytes
 
-    folder = ImageFolder.scan(data / split if (data / split).is_dir() else data, classes)
-    with _progress("decoding", len(folder)) as advance:
-        return Decoded.read(folder, _settings({}).decode_threads, lambda: advance(1))
+    images = _images(data, classes, split)
+    room = memory_bytes() / 2
+    with _progress("decoding", len(images)) as advance:
+        return Decoded.read(images, _settings({}).decode_threads, lambda: advance(1), room)
+
+
+def _images(data: Path | str, classes: list[str], split: str) -> Images:
+    """The split of `data`, or `data` itself where it has none."""
+    from model.images import has_split, open_split
+
+    return open_split(data, split if has_split(data, split) else "", classes)
 
 
 @app.command()
@@ -483,7 +532,8 @@ def report(
 
     folder = Run(run)
     trained = load(folder.checkpoint)
-    decoded = _decode(data or Path(TrainConfig.read(folder.config).data), [c.wnid for c in trained.labels])
+    source = data or TrainConfig.read(folder.config).data
+    decoded = _decode(source, [label.wnid for label in trained.labels])
     with _progress("ten crops", len(decoded.targets)) as advance:
         findings = find(torch_predictor(trained.net), decoded, advance)
     page = Report(run.name, trained, read_log(folder.log), findings, decoded, folder.environment())
@@ -795,13 +845,11 @@ def _crops_of(data: Path, split: str, checkpoint: Checkpoint, count: int) -> Pix
     """The centre crops of `count` images spread over the split, uint8 [count, 224, 224, 3]."""
     import numpy as np
 
-    from model.data import ImageFolder
     from serving.preprocess import prepare
 
-    root = data / split if (data / split).is_dir() else data
-    folder = ImageFolder.scan(root, [label.wnid for label in checkpoint.labels])
-    chosen = np.linspace(0, len(folder) - 1, min(count, len(folder))).astype(int)
-    return np.concatenate([prepare(folder.paths[i].read_bytes(), Crops.CENTER) for i in chosen])
+    images = _images(data, [label.wnid for label in checkpoint.labels], split)
+    chosen = np.linspace(0, len(images) - 1, min(count, len(images))).astype(np.int64)
+    return np.concatenate([prepare(encoded, Crops.CENTER) for encoded in images.encoded(chosen)])
 
 
 def _log_to_stderr() -> None:

@@ -1,6 +1,4 @@
-"""An image folder becomes batches: decode once, then crop, mirror and colour noise per epoch.
-
-    ROOT/train/<class>/*  ROOT/val/<class>/*
+"""Images become batches: decode, then crop, mirror and colour noise per epoch.
 
 Images are decoded by `serving.preprocess`, so training sees exactly what serving will: the
 256x256 centre square, RGB uint8. Every batch is a pure function of (seed, epoch, step), so a
@@ -9,29 +7,28 @@ resumed run sees the very batches that an undisturbed one would have seen.
 
 from __future__ import annotations
 
-import csv
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from model.images import DataError as DataError
+from model.images import ImageFolder as ImageFolder
+from model.images import Images
+from model.images import Integers as Integers
+from model.images import labels_of as labels_of
 from serving.contract import CHANNELS, CROP_SIZE, RESIZE_SIZE
 from serving.errors import RequestError
-from serving.postprocess import Label
 from serving.preprocess import Pixels, decode_square
 
 Floats = npt.NDArray[np.float32]
-Integers = npt.NDArray[np.int64]
 
-IMAGENET_CLASSES: Final = Path(__file__).with_name("imagenet1k.csv")
-SUFFIXES: Final = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
-)
+READ_AT_ONCE: Final = 16
 
 PCA_EIGENVALUES: Final = np.array([0.2175, 0.0188, 0.0045], np.float32)
 PCA_EIGENVECTORS: Final = np.array(
@@ -41,94 +38,71 @@ PCA_EIGENVECTORS: Final = np.array(
 with Krizhevsky's cuda-convnet and used by Torch's ImageNet recipe (fb.resnet.torch)."""
 
 
-class DataError(Exception):
-    """The image folder cannot be trained on; the text names the folder and what it lacks."""
+class OnDemand:
+    """Squares decoded when they are asked for, where all together would not fit in memory."""
 
+    def __init__(self, images: Images) -> None:
+        self._images = images
 
-@dataclass(frozen=True)
-class ImageFolder:
-    """One split: the classes in the order of their folder names, and every image with its class."""
+    def __iter__(self) -> Iterator[Pixels]:
+        for row in range(len(self._images)):
+            yield self[row]
 
-    classes: tuple[str, ...]
-    paths: tuple[Path, ...]
-    targets: tuple[int, ...]
-
-    @classmethod
-    def scan(cls, root: Path, classes: Sequence[str] | None = None) -> ImageFolder:
-        """List `root`/<class>/*; with `classes`, in their order and refusing any other folder."""
-        if not root.is_dir():
-            raise DataError(f"{root}: no such folder; expected {root}/<class>/<images>")
-        found = sorted(path.name for path in root.iterdir() if path.is_dir() and not _hidden(path))
-        if classes is None:
-            classes = found
-        unknown = sorted(set(found) - set(classes))
-        if unknown:
-            raise DataError(f"{root}: folders of no class of the model: {', '.join(unknown[:5])}")
-        if not classes:
-            raise DataError(f"{root}: no class folders in it; expected {root}/<class>/<images>")
-        paths: list[Path] = []
-        targets: list[int] = []
-        for target, name in enumerate(classes):
-            images = sorted(path for path in (root / name).glob("*") if _is_image(path))
-            if not images:
-                raise DataError(f"{root / name}: no images in it")
-            paths += images
-            targets += [target] * len(images)
-        return cls(tuple(classes), tuple(paths), tuple(targets))
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def only(self, rows: Integers) -> ImageFolder:
-        """Some of the images, by their numbers."""
-        return replace(
-            self,
-            paths=tuple(self.paths[row] for row in rows),
-            targets=tuple(self.targets[row] for row in rows),
-        )
-
-
-def _hidden(path: Path) -> bool:
-    """`.ipynb_checkpoints` is no class, and macOS's `._photo.jpg` no photograph."""
-    return path.name.startswith(".")
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not _hidden(path) and path.is_file()
-
-
-def labels_of(classes: Sequence[str]) -> list[Label]:
-    """Folder names -> labels; WordNet ids of ILSVRC 2012 get their English name."""
-    with IMAGENET_CLASSES.open(newline="", encoding="utf-8") as file:
-        names = {row["wnid"]: row["name"] for row in csv.DictReader(file)}
-    return [Label(name, names.get(name, name)) for name in classes]
+    def __getitem__(self, key: int | slice | Integers) -> Pixels:
+        """uint8 [256, 256, 3] of one number, [n, 256, 256, 3] of several; DataError names a bad file."""
+        if isinstance(key, int | np.integer):
+            square: Pixels = self[np.array([key])][0]
+            return square
+        rows = np.arange(len(self._images))[key]
+        squares = np.empty((len(rows), RESIZE_SIZE, RESIZE_SIZE, CHANNELS), np.uint8)
+        for index, encoded in enumerate(self._images.encoded(rows)):
+            squares[index] = _decode(self._images, int(rows[index]), encoded)
+        return squares
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A split in memory: squares uint8 [N, 256, 256, 3] and targets int64 [N]."""
+    """A split: squares uint8 [N, 256, 256, 3], in memory or on demand, and targets int64 [N]."""
 
-    squares: Pixels
+    squares: Pixels | OnDemand
     targets: Integers
 
     @classmethod
     def read(
-        cls, folder: ImageFolder, workers: int, advance: Callable[[], None] = lambda: None
+        cls,
+        images: Images,
+        workers: int,
+        advance: Callable[[], None] = lambda: None,
+        memory_bytes: float = math.inf,
     ) -> Decoded:
-        """Decode every image of `folder`; one that cannot be decoded is an error that names it."""
-        shape = (len(folder), RESIZE_SIZE, RESIZE_SIZE, CHANNELS)
+        """Every image decoded once, if that fits; one that cannot be decoded is an error that names it."""
+        targets, shape = np.array(images.targets, np.int64), (len(images), RESIZE_SIZE, RESIZE_SIZE, CHANNELS)
+        if math.prod(shape) > memory_bytes:
+            return cls(OnDemand(images), targets)
         squares = np.empty(shape, np.uint8)
 
-        def read(index: int) -> None:
-            try:
-                squares[index] = decode_square(folder.paths[index].read_bytes())
-            except (RequestError, OSError) as error:
-                raise DataError(f"{folder.paths[index]}: {error}") from error
+        def read(start: int) -> int:
+            rows = np.arange(start, min(start + READ_AT_ONCE, len(images)))
+            for row, encoded in zip(rows, images.encoded(rows), strict=True):
+                squares[row] = _decode(images, int(row), encoded)
+            return len(rows)
 
         with ThreadPoolExecutor(workers) as pool:
-            for _ in pool.map(read, range(len(folder))):
-                advance()
-        return cls(squares, np.array(folder.targets, np.int64))
+            for count in pool.map(read, range(0, len(images), READ_AT_ONCE)):
+                for _ in range(count):
+                    advance()
+        return cls(squares, targets)
+
+    @property
+    def in_memory(self) -> bool:
+        return not isinstance(self.squares, OnDemand)
+
+
+def _decode(images: Images, row: int, encoded: bytes) -> Pixels:
+    try:
+        return decode_square(encoded)
+    except RequestError as error:
+        raise DataError(f"{images.name(row)}: {error}") from error
 
 
 @dataclass(frozen=True)

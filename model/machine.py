@@ -34,6 +34,15 @@ def faster_precision() -> str:
     return "bf16" if seconds(a.bfloat16(), b.bfloat16()) < 0.7 * seconds(a, b) else "fp32"
 
 
+def memory_bytes() -> float:
+    """This machine's memory, or what its container may have of it."""
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 8e9
+    try:
+        return min(pages, float(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # no such file, or "max"
+        return float(pages)
+
+
 def keep_freed_memory() -> None:
     """Let glibc reuse freed activations instead of returning them to the kernel after each step.
 

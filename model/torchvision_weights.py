@@ -20,7 +20,7 @@ from typing import Final
 import torch
 
 from model.checkpoint import Checkpoint, CheckpointError
-from model.data import IMAGENET_CLASSES
+from model.images import IMAGENET_CLASSES
 from model.net import AlexNet, Architecture
 from serving.postprocess import Label
 

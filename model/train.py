@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -29,24 +29,26 @@ from model.data import (
     Augmentation,
     Batch,
     Decoded,
-    ImageFolder,
     epoch_order,
-    labels_of,
     prefetched,
     training_batch,
 )
 from model.distributed import World, joined
 from model.evaluate import tally, torch_predictor
 from model.fold import fold_batch_norm
+from model.images import Images, labels_of, open_split
 from model.journal import Journal
 from model.learner import Learner
-from model.machine import faster_precision
+from model.machine import faster_precision, memory_bytes
 from model.net import AlexNet
 from model.progress import Pace, bar
 from model.run import Run
 from model.transfer import take_over
 from serving.contract import Crops
 from serving.postprocess import Label
+
+DATA_SHARE_OF_MEMORY: Final = 0.4
+"""A split is decoded once and kept where it takes no more than this share of the memory: 196 kB an image."""
 
 
 class Interrupted(Exception):
@@ -85,7 +87,7 @@ class Trainer:
         self.journal = Journal(self.run, tensorboard=tensorboard) if self.world.first else None
         if config.threads:
             torch.set_num_threads(config.threads)
-        folder = ImageFolder.scan(Path(config.data) / "train")
+        folder = open_split(config.data, "train")
         if len(folder.classes) < 2:
             raise TrainError(f"{config.data}/train holds one class, {folder.classes[0]}; it takes two")
         if min(config.batch_size, len(folder)) < 2 * self.world.size:
@@ -93,7 +95,7 @@ class Trainer:
                 f"batches of {min(config.batch_size, len(folder))} images are too small for "
                 f"{self.world.size} processes, which take two each at least"
             )
-        validation = ImageFolder.scan(Path(config.data) / "val", folder.classes)
+        validation = open_split(config.data, "val", folder.classes)
         self.labels: list[Label] = labels_of(folder.classes)
         self.data = self._decode(folder, "decoding train")
         self.validation = self._decode(validation.only(self.world.rows(len(validation))), "decoding val")
@@ -106,10 +108,16 @@ class Trainer:
     def net(self) -> AlexNet:
         return self.learner.net
 
-    def _decode(self, folder: ImageFolder, title: str) -> Decoded:
-        workers = max(1, (os.cpu_count() or 1) // self.world.local_size)
-        with bar(title, len(folder), show=self.world.first) as advance:
-            return Decoded.read(folder, workers, lambda: advance(""))
+    def _decode(self, images: Images, title: str) -> Decoded:
+        """In memory where a share of this machine's has room, else from its files each time."""
+        room = DATA_SHARE_OF_MEMORY * memory_bytes() / self.world.local_size
+        with bar(title, len(images), show=self.world.first) as advance:
+            return Decoded.read(images, self._workers, lambda: advance(""), room)
+
+    @property
+    def _workers(self) -> int:
+        """Threads that decode: this machine's cores, shared with its other processes."""
+        return max(1, (os.cpu_count() or 1) // self.world.local_size)
 
     def train(self) -> Path:
         """Run to the last epoch; returns the path of the checkpoint."""
@@ -134,7 +142,7 @@ class Trainer:
         jobs = [partial(self._batch, rows, size, step) for step, rows in enumerate(batches)][at.step :]
         title = f"epoch {at.epoch + 1}/{config.epochs} at {size}"
         with bar(title, len(batches), at.step, show=self.world.first) as advance:
-            for batch in prefetched(jobs, depth=4, workers=1):
+            for batch in prefetched(jobs, *self._ahead):
                 progress = (at.epoch + at.step / len(batches)) / config.epochs
                 rate = config.rate_at(progress, at.plateaus)
                 loss = self.learner.step(batch, rate)
@@ -161,6 +169,11 @@ class Trainer:
         positions = self.world.share(len(rows))
         on_host = self.world.device.type == "cpu"
         return training_batch(self.data, self.augmentation, rows, size, seed, positions, cut=on_host)
+
+    @property
+    def _ahead(self) -> tuple[int, int]:
+        """Batches made ahead, and threads that make them: cutting is little work, decoding is much."""
+        return (4, 1) if self.data.in_memory else (2 + self._workers, self._workers)
 
     @property
     def _steps(self) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -73,10 +74,24 @@ def decode_square(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS, size: int =
     The first frame of an animation, upright by its EXIF orientation, transparency on white,
     16-bit grey scaled to 8. Raises UnsupportedFormat, UndecodableImage or TooManyPixels.
     """
+    return _decode(data, max_pixels, size, _resize_centre)
+
+
+def decode_whole(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS, size: int = RESIZE_SIZE) -> Pixels:
+    """As `decode_square`, but all of the picture: RGB uint8 [height, width, 3], the shorter of them `size`.
+
+    The longer is even, as `size` is, so that the centre square of the result lies on whole pixels.
+    """
+    return _decode(data, max_pixels, size, _resize_whole)
+
+
+def _decode(
+    data: bytes, max_pixels: int, size: int, resize: Callable[[Image.Image, int], Image.Image]
+) -> Pixels:
     image = _open(data, max_pixels)
     try:
         picture = _to_resizable(_load(image, size))
-        square = _to_rgb(_resize_centre(picture, size))
+        square = _to_rgb(resize(picture, size))
     except (MemoryError, RequestError):
         raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ...
@@ -210,6 +225,13 @@ def _resize_centre(image: Image.Image, size: int) -> Image.Image:
     left, top = (width - side) / 2, (height - side) / 2
     box = (left, top, left + side, top + side)
     return image.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
+
+
+def _resize_whole(image: Image.Image, size: int) -> Image.Image:
+    """Shorter side to `size`, the longer in proportion, to the next even number."""
+    scale = size / min(image.size)
+    width, height = (max(size, 2 * round(side * scale / 2)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
