@@ -177,6 +177,8 @@ class Batch:
     size: int
     seed: tuple[int, ...]
     windows: Windows | None = None
+    seconds: float = 0.0
+    """What it took a thread to make."""
 
 
 def training_batch(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -142,7 +143,7 @@ class Trainer:
         jobs = [partial(self._batch, rows, size, step) for step, rows in enumerate(batches)][at.step :]
         title = f"epoch {at.epoch + 1}/{config.epochs} at {size}"
         with bar(title, len(batches), at.step, show=self.world.first) as advance:
-            for batch in prefetched(jobs, *self._ahead):
+            for batch in pace.waiting(prefetched(jobs, *self._ahead)):
                 progress = (at.epoch + at.step / len(batches)) / config.epochs
                 rate = config.rate_at(progress, at.plateaus)
                 loss = self.learner.step(batch, rate)
@@ -168,7 +169,9 @@ class Trainer:
         seed = (self.config.seed, self.at.epoch, step)
         positions = self.world.share(len(rows))
         on_host = self.world.device.type == "cpu"
-        return training_batch(self.data, self.augmentation, rows, size, seed, positions, cut=on_host)
+        started = time.perf_counter()
+        batch = training_batch(self.data, self.augmentation, rows, size, seed, positions, cut=on_host)
+        return replace(batch, seconds=time.perf_counter() - started)
 
     @property
     def _ahead(self) -> tuple[int, int]:
@@ -202,6 +205,8 @@ class Trainer:
             "epoch": at.epoch,
             "loss": round(loss, 4),
             "images_per_s": round(pace.images_per_s, 1),
+            "loader_images_per_s": round(pace.loader_images_per_s(self._ahead[1]) * self.world.size, 1),
+            "waited": round(pace.waited, 4),
         }
         last = at.epoch == config.epochs
         if last or at.epoch % config.validate_every == 0 or config.recipe == "paper":

@@ -24,7 +24,7 @@ from torch.nn import functional
 from model import checkpoint as checkpoints
 from model.checkpoint import CheckpointError
 from model.config import TrainConfig, TrainError
-from model.data import PAPER_AUGMENTATION, Augmentation, Decoded, epoch_order, training_batch
+from model.data import PAPER_AUGMENTATION, Augmentation, Batch, Decoded, epoch_order, training_batch
 from model.learner import cut_windows
 from model.machine import faster_precision
 from model.progress import Pace
@@ -73,7 +73,8 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 def log_of(run: Path) -> list[dict[str, object]]:
     """The log without its speeds, which no two runs share."""
     entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in e.items() if name != "images_per_s"} for e in entries]
+    speeds = ("images_per_s", "loader_images_per_s", "waited")
+    return [{name: value for name, value in e.items() if name not in speeds} for e in entries]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -561,3 +562,36 @@ def test_the_pace_foresees_that_larger_views_cost_more() -> None:
         pace.add(2, 100)
     assert pace.images_per_s == 2
     assert pace.remaining.total_seconds() == 20, "ten images of four times the pixels"
+
+
+def test_the_pace_tells_how_long_the_network_waited_and_what_the_loader_makes() -> None:
+    now = [0.0]
+    data = Decoded(np.zeros((4, 256, 256, 3), np.uint8), np.arange(4))
+
+    def batches() -> Iterator[Batch]:
+        for _ in range(3):
+            now[0] += 2
+            yield replace(training_batch(data, Augmentation(), np.arange(4), 32, (0,)), seconds=0.5)
+
+    pace = Pace(1, lambda: now[0])
+    for _ in pace.waiting(batches()):
+        now[0] += 6
+    assert pace.waited == 0.25
+    assert pace.loader_images_per_s(threads=2) == 16
+
+
+@pytest.mark.parametrize("recipe", ["modern", "paper"])
+def test_shards_and_images_on_demand_train_the_same_weights(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
+) -> None:
+    from model.archives import Source
+    from model.prepare import prepare
+
+    prepare(Source.scan(data), tmp_path / "shards", processes=1, shard_images=7)
+    wanted = config(tmp_path / "shards", recipe, epochs=1)
+    start(wanted, tmp_path / "kept", resume=False)
+    monkeypatch.setattr("model.train.DATA_SHARE_OF_MEMORY", 0.0)
+    start(wanted, tmp_path / "on demand", resume=False)
+    for name, tensor in weights(tmp_path / "kept").items():
+        assert torch.equal(tensor, weights(tmp_path / "on demand")[name]), name
+    assert log_of(tmp_path / "kept") == log_of(tmp_path / "on demand")
