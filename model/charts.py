@@ -76,7 +76,17 @@ def lines(
         parts.append(f'<line class="ideal" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>')
     for one in series:
         parts += _line(one, place, say)
-    return "".join([*parts, "</svg>"])
+    return "".join([*parts, *_names(series, place), "</svg>"])
+
+
+def _names(series: Sequence[Series], place: Callable[[float, float], tuple[float, float]]) -> list[str]:
+    """Each line's name at its end, none on another."""
+    ends = sorted(((*place(*one.points[-1]), one) for one in series if one.points), key=lambda end: end[1])
+    parts, lowest = [], -math.inf
+    for x, y, one in ends:
+        lowest = max(y + 4, lowest + 15)
+        parts.append(_text(x + 8, lowest, one.name, role=f"name {one.role}"))
+    return parts
 
 
 def _line(
@@ -90,9 +100,6 @@ def _line(
         title = f"<title>{escape(one.name)} {x:g}: {say(y)}</title>"
         at = f'cx="{left:.1f}" cy="{top:.1f}" r="{radius}"'
         parts.append(f'<circle class="dot {look}" {at}>{title}</circle>')
-    if placed and one.name:
-        x, y = placed[-1]
-        parts.append(_text(x + 8, y + 4, one.name, role=f"name {one.role}"))
     return parts
 
 

@@ -77,7 +77,7 @@ class Report:
         ten = self.findings.evaluations[Crops.TEN]
         half = 50 * (ten.top1_interval[1] - ten.top1_interval[0])
         return [
-            (f"{100 * (1 - ten.top1_error):.1f} %", f"right first, ten crops (± {half:.1f})"),
+            (f"{100 * (1 - ten.top1_error):.1f} %", f"± {half:.1f}: right first, ten crops"),
             (f"{100 * (1 - ten.top5_error):.1f} %", "among the first five"),
             (f"{100 * ten.calibration_error:.1f} %", "calibration error"),
             (f"{parameter_count(self.checkpoint.net) / 1e6:.1f} M", "parameters"),
@@ -166,7 +166,7 @@ class Report:
         for row in found.surest_mistakes(MISTAKES):
             said, truth = labels[found.answers[Crops.TEN][row]].name, labels[found.targets[row]].name
             items.append(
-                f'<li><img loading="lazy" alt="{escape(truth)}" src="{_jpeg(self.validation.squares[row])}">'
+                f'<li><img alt="{escape(truth)}" src="{_jpeg(self.validation.squares[row])}">'
                 f'<p class="small"><span class="said">{escape(said)}</span> '
                 f"{100 * found.sureness[Crops.TEN][row]:.0f} %<br>"
                 f'is <span class="truth">{escape(truth)}</span></p></li>'
@@ -179,9 +179,9 @@ class Report:
     def _facts(self) -> list[str]:
         training = {name: _plain(value) for name, value in self.checkpoint.facts.get("training", {}).items()}
         sections = [_section("Configuration", _table(training.items()))] if training else []
-        if self.environment:
-            sections.append(_section("Environment", _table(self.environment.items())))
-        return sections
+        trained_with = {"torch": str(self.checkpoint.facts.get("torch", "unknown"))}
+        environment = self.environment or trained_with
+        return [*sections, _section("Environment", _table(environment.items()))]
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -228,7 +228,8 @@ def _top5(e: Evaluation) -> str:
 
 def _plain(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return ", ".join(_plain(each) for each in value)
+        nested = any(isinstance(each, list | tuple) for each in value)
+        return ("; " if nested else ": ").join(_plain(each) for each in value)
     return "" if value is None else str(value)
 
 

@@ -111,7 +111,7 @@ def test_the_page_loads_nothing_and_escapes_names(findings: Findings, validation
     assert "$" not in html
     ten = findings.evaluations[Crops.TEN]
     for words in (
-        f"{100 * (1 - ten.top1_error):.1f} %", "1.0, 224", "9.9", "Configuration",
+        f"{100 * (1 - ten.top1_error):.1f} %", "1.0: 224", "9.9", "Configuration",
         "tench answered as gas pump", "3 classes, 31 validation images", "The surest mistakes",
     ):  # fmt: skip
         assert words in parsed.text, words
