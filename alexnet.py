@@ -13,12 +13,12 @@ import tempfile
 import threading
 import time
 import timeit
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from model.checkpoint import Checkpoint
     from model.config import TrainConfig
     from model.data import Decoded
+    from model.evaluate import Predict, Tally
     from model.images import Images
     from serving.backends import Backend, Model
     from serving.pipeline import Answer
@@ -61,7 +62,11 @@ out, err = Console(), Console(stderr=True)
 imports = typer.Typer(no_args_is_help=True, help="Make a checkpoint from somebody else's weights.")
 app.add_typer(imports, name="import")
 
+T = TypeVar("T")
+
 REPOSITORY = Path("model_repository")
+TRITON_ANSWER_S = 120.0
+"""For one batch of crops that is evaluated through a Triton server."""
 CALIBRATION_IMAGES = 384
 """Two thirds observed, one third held out to choose the method."""
 Repository = Annotated[Path, typer.Option("--repository", help="the model repository's folder")]
@@ -460,43 +465,104 @@ def _first_process() -> bool:
 
 @app.command()
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="a checkpoint (.safetensors) or an .onnx file")],
+    model: Annotated[
+        str, typer.Argument(help="a checkpoint, an .onnx, http://GATEWAY or grpc://HOST:PORT/MODEL")
+    ],
     data: Annotated[str, typer.Argument(help="folder or URL: <class>/*, val/<class>/*, or shards")],
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
 ) -> None:
-    """Top-1 and top-5 error, one crop and ten."""
+    """Top-1 and top-5 error with 95 % intervals, calibration error and speed; one crop and ten.
+
+    The classes are matched by name, whatever the order of the model's outputs.
+    """
     from dataclasses import asdict
 
-    from model.evaluate import evaluate_predictor
-
-    predict, classes = _predictor(model)
-    decoded = _decode(data, classes)
     results = []
-    for crops in (Crops.CENTER, Crops.TEN):
-        with _progress(f"{crops} crops", len(decoded.targets)) as advance:
-            results.append(evaluate_predictor(predict, decoded, crops, advance))
+    with _tallying(model, data) as (count, tallied):
+        for crops in (Crops.CENTER, Crops.TEN):
+            with _progress(f"{crops} crops", count) as advance:
+                started = time.perf_counter()
+                result = tallied(crops, advance).evaluation(crops)
+                results.append((result, count / (time.perf_counter() - started)))
     if as_json:
-        sys.stdout.write(json.dumps([asdict(result) for result in results]) + "\n")
+        entries = [asdict(result) | {"images_per_s": round(speed, 1)} for result, speed in results]
+        sys.stdout.write(json.dumps(entries) + "\n")
         return
-    table = Table("crops", "images", "top-1 error %", "top-5 error %", "top-1 accuracy %", title=str(model))
-    for r in results:
-        errors = (r.top1_error, r.top5_error, 1 - r.top1_error)
-        table.add_row(str(r.crops), str(r.images), *(f"{100 * e:.2f}" for e in errors))
+    table = Table("", *(str(result.crops) for result, _ in results), title=f"{model}, {count:,} images")
+    for name, say in (
+        ("top-1 error %", lambda r, _: _percent(r.top1_error, r.top1_interval)),
+        ("top-5 error %", lambda r, _: _percent(r.top5_error, r.top5_interval)),
+        ("top-1 accuracy %", lambda r, _: _percent(1 - r.top1_error)),
+        ("calibration error %", lambda r, _: _percent(r.calibration_error)),
+        ("images/s", lambda _, speed: f"{speed:.1f}"),
+    ):
+        table.add_row(name, *(say(result, speed) for result, speed in results))
     out.print(table)
 
 
-def _predictor(model: Path) -> tuple[Any, list[str]]:
+def _percent(share: float, interval: tuple[float, float] | None = None) -> str:
+    """`12.03 (10.7 to 13.5)`."""
+    between = "" if interval is None else " ({:.1f} to {:.1f})".format(*(100 * edge for edge in interval))
+    return f"{100 * share:.2f}{between}"
+
+
+@contextmanager
+def _tallying(
+    model: str, data: str
+) -> Iterator[tuple[int, Callable[[Crops, Callable[[int], None]], Tally]]]:
+    """How many images there are, and what counts the model's answers to them."""
+    if model.startswith(("http://", "https://")):
+        from model.remote import Gateway, remote_tally
+
+        gateway = Gateway(model.rstrip("/"))
+        images = _images(data, gateway.classes(), "val")
+        yield len(images), lambda crops, advance: remote_tally(gateway, images, crops, advance)
+        return
+    from model.evaluate import tally
+
+    with _predictor(model) as (predict, classes):
+        decoded = _decode(data, classes)
+        yield len(decoded.targets), lambda crops, advance: tally(predict, decoded, crops, advance)
+
+
+@contextmanager
+def _predictor(model: str) -> Iterator[tuple[Predict, list[str]]]:
     """A predictor and its classes' WordNet ids, in the order of its outputs."""
-    if model.suffix == ".onnx":
+    if model.startswith("grpc://"):
+        with _triton_predictor(model.removeprefix("grpc://")) as found:
+            yield found
+    elif model.endswith(".onnx"):
         from export.gate import onnx_predictor
         from serving.repository import labels_beside
 
-        return onnx_predictor(model), [label.wnid for label in labels_beside(model)]
-    from model.checkpoint import load
-    from model.evaluate import torch_predictor
+        yield onnx_predictor(Path(model)), [label.wnid for label in labels_beside(Path(model))]
+    else:
+        from model.checkpoint import load
+        from model.evaluate import torch_predictor
 
-    checkpoint = load(model)
-    return torch_predictor(checkpoint.net), [label.wnid for label in checkpoint.labels]
+        checkpoint = load(Path(model))
+        yield torch_predictor(checkpoint.net), [label.wnid for label in checkpoint.labels]
+
+
+@contextmanager
+def _triton_predictor(place: str) -> Iterator[tuple[Predict, list[str]]]:
+    """`HOST:PORT/MODEL`, through the gateway's own backend; its loop runs while the block does."""
+    servers, _, name = place.partition("/")
+    settings = _settings({"triton": servers, "model": name or None})
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+
+    def wait(work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, loop).result(TRITON_ANSWER_S)
+
+    backend = _backend(settings)
+    try:
+        wait(backend.start())
+        classes = [label.wnid for label in backend.model.labels]
+        yield lambda crops: wait(backend.infer(crops)).probabilities, classes
+    finally:
+        wait(backend.close())
+        loop.call_soon_threadsafe(loop.stop)
 
 
 def _decode(data: Path | str, classes: list[str], split: str = "val") -> Decoded:

@@ -82,10 +82,11 @@ def lines(
 def _names(series: Sequence[Series], place: Callable[[float, float], tuple[float, float]]) -> list[str]:
     """Each line's name at its end, none on another."""
     ends = sorted(((*place(*one.points[-1]), one) for one in series if one.points), key=lambda end: end[1])
+    right = max(x for x, _, _ in ends) + 8
     parts, lowest = [], -math.inf
-    for x, y, one in ends:
+    for _, y, one in ends:
         lowest = max(y + 4, lowest + 15)
-        parts.append(_text(x + 8, lowest, one.name, role=f"name {one.role}"))
+        parts.append(_text(right, lowest, one.name, role=f"name {one.role}"))
     return parts
 
 

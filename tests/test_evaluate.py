@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from model.data import Decoded
-from model.evaluate import Probabilities, evaluate, evaluate_predictor
+from model.evaluate import Probabilities, Tally, evaluate, evaluate_predictor, wilson
 from model.net import AlexNet, Architecture, initialise_kaiming
 from serving.contract import Crops
 from serving.preprocess import Pixels, cut_crops
@@ -84,3 +84,31 @@ def test_the_network_is_evaluated_without_dropout_on_the_served_crops() -> None:
     ranks = [int((mean > mean[target]).sum()) for mean, target in zip(means, data.targets, strict=True)]
     assert results[0].top1_error == pytest.approx(np.mean([rank >= 1 for rank in ranks]))
     assert results[0].top5_error == pytest.approx(np.mean([rank >= 5 for rank in ranks]))
+
+
+def test_wilson_s_interval_holds_the_share_and_is_sound_at_the_edges() -> None:
+    assert wilson(0, 10) == pytest.approx((0, 0.2775), abs=1e-4)  # Wilson 1927, not the 0 +- 0 of Wald
+    assert wilson(10, 10) == pytest.approx((0.7225, 1), abs=1e-4)
+    assert wilson(239, 1987) == pytest.approx((0.1067, 0.1353), abs=1e-4)
+    rng = np.random.default_rng(0)
+    held = [low <= 0.2 <= high for low, high in (wilson(x, 150) for x in rng.binomial(150, 0.2, 4000))]
+    assert 0.93 < np.mean(held) < 0.97
+
+
+def test_the_calibration_error_is_how_far_probabilities_are_from_what_is_right() -> None:
+    rng = np.random.default_rng(1)
+    sure = rng.uniform(0.5, 1, 40_000)
+    table = np.stack([sure, 1 - sure], axis=1).astype(np.float32)
+    honest = (rng.random(40_000) > sure).astype(np.int64)  # class 0 as often as it is said
+    boastful = (rng.random(40_000) > sure - 0.2).astype(np.int64)
+    errors = [Tally.of(table, t).evaluation(Crops.CENTER).calibration_error for t in (honest, boastful)]
+    assert errors == pytest.approx([0, 0.2], abs=0.01)
+
+
+def test_tallies_of_uneven_parts_add_up_to_that_of_all() -> None:
+    rng = np.random.default_rng(2)
+    table, targets = rng.dirichlet(np.ones(9), 101).astype(np.float32), rng.integers(0, 9, 101)
+    parts = [Tally.of(table[rank::3], targets[rank::3]) for rank in range(3)] + [Tally()]
+    total = sum(parts, Tally())
+    assert total.evaluation(Crops.TEN) == Tally.of(table, targets).evaluation(Crops.TEN)
+    assert parts[0].over(lambda values: 2 * np.asarray(values)).images == 68
