@@ -70,6 +70,13 @@ TRITON_ANSWER_S = 120.0
 CALIBRATION_IMAGES = 384
 """Two thirds observed, one third held out to choose the method."""
 Repository = Annotated[Path, typer.Option("--repository", help="the model repository's folder")]
+TritonServers = Annotated[
+    str,
+    typer.Option(
+        metavar="HOST:PORT[,HOST:PORT...]",
+        help="have these servers (gRPC; a name: all its addresses) load it and ask them its golden images",
+    ),
+]
 
 
 def main() -> None:
@@ -652,6 +659,7 @@ def export(
     half_storage: Annotated[
         bool, typer.Option(help="store FP32's weights as FP16; the arithmetic stays FP32")
     ] = False,
+    triton: TritonServers = "",
 ) -> None:
     """Publish the next version of a model in each precision that answers as the network does."""
     from export.forms import Precision
@@ -665,6 +673,7 @@ def export(
         raise ExportError(f"{error}; --precision is one or more of {', '.join(Precision)}") from error
     if Precision.INT8 in wanted and data is None:
         raise ExportError("INT8 is calibrated on photographs: give their folder with --data")
+    hand_over = _hand_over(triton)
     path = checkpoint / "checkpoint.safetensors" if checkpoint.is_dir() else checkpoint
     loaded = _load_checkpoint(path)
     if full_width:
@@ -674,6 +683,7 @@ def export(
     validation = _validation(data, loaded) if data is not None and measures else None
     table = Table("MB", "ten crops ms", "max |dp|", "same top-1", "top-1 %", box=None)
     table.add_column("version", overflow="fold")
+    served = True
     try:
         for each in wanted:  # FP16 is the last: a machine that cannot build engines publishes the others
             if each is Precision.FP16:
@@ -690,9 +700,37 @@ def export(
                     loaded, path, repository, name, form=form, images=images, validation=measured
                 )
             table.add_row(*_exported(version, form))
+            served &= hand_over(version)
     finally:
         if table.row_count:
             out.print(table)
+    raise typer.Exit(0 if served else 1)
+
+
+def _hand_over(triton: str) -> Callable[[Path], bool]:
+    """What has the servers load a version's folder, and says whether all of them serve it."""
+    if not triton:
+        return lambda _: True
+    with _extra("triton"):
+        from serving.triton_load import load_everywhere
+    from serving.triton_target import each_server
+
+    try:
+        servers = each_server(triton)
+    except ValueError as error:
+        raise MalformedRequest(f"--triton: {error}") from error
+    key = _settings({}).triton_admin_key.get_secret_value()
+
+    def hand_over(version: Path) -> bool:
+        faults = asyncio.run(load_everywhere(servers, version, key))
+        for fault in faults:
+            said = escape(f"{version} is published, but not served everywhere. {fault}")
+            err.print(f"[red]alexnet:[/] {said}", highlight=False, soft_wrap=True)
+        if not faults:
+            err.print(f"{version}: served by {triton}", highlight=False, soft_wrap=True)
+        return not faults
+
+    return hand_over
 
 
 def _form(precision: Precision, data: Path | None, checkpoint: Checkpoint, half_storage: bool) -> Form:
@@ -854,11 +892,15 @@ def rollback(
     model: Annotated[str, typer.Argument()] = "alexnet",
     to: Annotated[int | None, typer.Option(help="[default: the version before the newest]")] = None,
     repository: Repository = REPOSITORY,
+    triton: TritonServers = "",
 ) -> None:
     """Serve an earlier version again; the later ones are withdrawn. Running gateways follow at once."""
     from export.versions import rollback as go_back
 
-    out.print(f"{model}: version {go_back(repository / model, to)} is the newest now")
+    hand_over = _hand_over(triton)
+    number = go_back(repository / model, to)
+    out.print(f"{model}: version {number} is the newest now")
+    raise typer.Exit(0 if hand_over(repository / model / str(number)) else 1)
 
 
 @app.command()

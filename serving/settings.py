@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from serving.contract import Crops
@@ -43,6 +43,9 @@ class Settings(BaseSettings):
     than its queue holds, so that a full queue is told here, with the time after which to retry."""
     triton_keepalive_s: float = Field(2.0, ge=1)
     """A server that does not answer a ping in this time is given up, with what was asked of it."""
+
+    triton_admin_key: SecretStr = SecretStr("")
+    """What `alexnet export --triton` shows to servers that restrict who may load a model."""
 
     @field_validator("triton")
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import socket
 from typing import Final
 
 _SERVER: Final = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9._-]+)):(?P<port>\d{1,5})")
@@ -25,6 +26,28 @@ def grpc_target(servers: str) -> str:
     if len(found) == 1:
         return f"dns:///{found[0][1]}"
     raise ValueError(f"{servers!r}: give several servers as IP addresses, or one name that has all of them")
+
+
+def each_server(servers: str) -> list[str]:
+    """'a:8001, b:8001' -> ['a:8001', 'b:8001']; raises ValueError with the one that is no HOST:PORT."""
+    found = [server.strip() for server in servers.split(",")]
+    for server in found:
+        _parse(server)
+    return found
+
+
+def addresses(server: str) -> list[str]:
+    """HOST:PORT of every server behind a name, IPv4 where it has any; raises OSError for an unknown one.
+
+    A name may stand for many replicas, and what one of them is told the others do not know.
+    """
+    kind, address = _parse(server)
+    if kind != "dns":
+        return [address]
+    host, _, port = address.rpartition(":")
+    found = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
+    v4 = sorted({f"{place[0]}:{port}" for family, *_, place in found if family == socket.AF_INET})
+    return v4 or sorted({f"[{place[0]}]:{port}" for _, *_, place in found})
 
 
 def _parse(server: str) -> tuple[str, str]:
