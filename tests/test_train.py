@@ -293,7 +293,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_anything_is_written(
 ) -> None:
     with pytest.raises(TrainError, match="lower the learning rate; nothing was saved before"):
         start(config(data, learning_rate=1e25, batch_norm=False), tmp_path, resume=False)
-    assert list(contents(tmp_path)) == ["config.json"]
+    assert sorted(contents(tmp_path)) == ["config.json", "environment.json"]
 
 
 def test_a_run_that_diverges_keeps_its_last_good_state(data: Path, tmp_path: Path) -> None:
@@ -385,7 +385,7 @@ def test_a_configuration_is_read_as_it_was_written(tmp_path: Path) -> None:
     for wanted in (TrainConfig("x"), TrainConfig.of_recipe("paper", data="y", seed=7, mixup=0.2)):
         Run(tmp_path).begin(wanted)
         assert TrainConfig.read(tmp_path / "config.json") == wanted
-    assert list(contents(tmp_path)) == ["config.json"]
+    assert sorted(contents(tmp_path)) == ["config.json", "environment.json"]
 
 
 def test_a_configuration_of_an_earlier_or_later_version_is_read(tmp_path: Path) -> None:
