@@ -8,7 +8,7 @@ resumed run sees the very batches that an undisturbed one would have seen.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
@@ -220,7 +220,7 @@ def epoch_order(count: int, batch_size: int, seed: int, epoch: int) -> list[Inte
     return [order[i * batch_size : (i + 1) * batch_size] for i in range(whole)]
 
 
-def prefetched(jobs: Sequence[Callable[[], Batch]], depth: int, workers: int) -> Iterator[Batch]:
+def prefetched(jobs: Iterable[Callable[[], Batch]], depth: int, workers: int) -> Iterator[Batch]:
     """The results of `jobs` in order, computed up to `depth` ahead in `workers` threads."""
     with ThreadPoolExecutor(workers) as pool:
         waiting: list[Future[Batch]] = []
