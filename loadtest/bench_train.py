@@ -133,11 +133,11 @@ def main() -> None:
         print(f"{kind:12}{middle:10.0f}{span:>16}{1000 * wanted.batch / middle:10.1f}")
     faster = statistics.median(each["plain"] / each["synthetic"] for each in rounds)
     loading = statistics.median(1 - each["synthetic"] / each["shards"] for each in rounds)
-    print(f"medians of the rounds: {faster:.2f} times plain; the loader's part of a step {100 * loading:.1f} %")
+    print(f"medians:  {faster:.2f} times plain; the loader's part of a step {100 * loading:.1f} %")
     # On a machine that others load as well the least disturbed rounds tell more than the middle ones.
     least = {kind: min(each[kind] for each in rounds) for kind in kinds}
     faster, loading = least["plain"] / least["synthetic"], 1 - least["synthetic"] / least["shards"]
-    print(f"quickest rounds:       {faster:.2f} times plain; the loader's part of a step {100 * loading:.1f} %")
+    print(f"quickest: {faster:.2f} times plain; the loader's part of a step {100 * loading:.1f} %")
 
 
 def _few_classes(batch: Batch) -> Batch:
