@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -39,7 +40,8 @@ HOST: Final = "127.0.0.1"
 START_S: Final = 60
 STOP_S: Final = 3
 _SHARED_MEMORY: Final = Path("/dev/shm")
-_REGION: Final = "alexnet-triton-"
+_OURS: Final = "alexnet-triton-"
+"""What the names of our folders and regions begin with; the parent's process id follows."""
 _DIE_WITH_PARENT: Final = """
 import ctypes, os, signal, sys
 PR_SET_PDEATHSIG = 1
@@ -107,9 +109,9 @@ class LocalTriton:
         """Start it and wait until every model is ready; raises ModelNotReady with what it said."""
         self.stop()  # what one that crashed has left
         made = environment(self._say)
-        sweep_shared_memory()
+        sweep()
         self._ports = _free_ports(self._host, self._ports)
-        self._folder = tempfile.TemporaryDirectory(prefix="alexnet-triton-")
+        self._folder = tempfile.TemporaryDirectory(prefix=f"{_OURS}{os.getpid()}-")
         try:
             self._process = self._launch(made, Path(self._folder.name))
             threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
@@ -131,7 +133,7 @@ class LocalTriton:
             with suppress(ProcessLookupError):  # a crashed server leaves its Python stubs behind
                 os.killpg(process.pid, signal.SIGKILL)
         if self._folder is not None:
-            sweep_shared_memory(self._regions)
+            sweep(self._regions)
             self._folder.cleanup()
             self._folder = None
 
@@ -175,7 +177,7 @@ class LocalTriton:
     def _regions(self) -> str:
         """What its shared memory regions' names begin with."""
         assert self._folder is not None
-        return f"{_REGION}{os.getpid()}-{Path(self._folder.name).name}-"
+        return f"{Path(self._folder.name).name}-"
 
     def _reload(self, model: str) -> None:
         try:
@@ -312,12 +314,16 @@ def _answers(address: str, path: str) -> bool:
     return True
 
 
-def sweep_shared_memory(prefix: str | None = None) -> None:
-    """Remove a server's regions, or those of all whose parent is gone: a killed one leaves them behind."""
-    for region in _SHARED_MEMORY.glob(f"{prefix or _REGION}*"):
-        owner = region.name.removeprefix(_REGION).split("-")[0]
-        if prefix or not Path("/proc", owner).exists():
-            region.unlink(missing_ok=True)
+def sweep(prefix: str | None = None) -> None:
+    """Remove a server's shared memory, or what those left whose parent was killed: that and their folders."""
+    for place in (_SHARED_MEMORY, Path(tempfile.gettempdir())):
+        for left in place.glob(f"{prefix or _OURS}*"):
+            owner = left.name.removeprefix(_OURS).split("-")[0]
+            if prefix or (owner.isdecimal() and not Path("/proc", owner).exists()):
+                if left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
+                else:
+                    left.unlink(missing_ok=True)
 
 
 def _free_ports(host: str, ports: Iterable[int]) -> list[int]:

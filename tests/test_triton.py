@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from serving.contract import INPUT_NAME, OUTPUT_NAME
 from serving.errors import MalformedRequest, ModelNotReady
 from serving.postprocess import Probabilities
 from serving.preprocess import Pixels
-from serving.triton import LocalTriton, ask, load_model, servable_models, sweep_shared_memory
+from serving.triton import LocalTriton, ask, load_model, servable_models, sweep
 
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -262,10 +263,11 @@ def test_a_killed_command_takes_its_server_along_and_its_leavings_are_swept(
             break
         assert time.monotonic() < until, "the server outlives its parent"
         time.sleep(0.1)
-    left = SHARED_MEMORY / f"alexnet-triton-{process.pid}-left-behind"
-    left.touch()
-    sweep_shared_memory()
-    assert not regions(process)
+    (SHARED_MEMORY / f"alexnet-triton-{process.pid}-left-behind").touch()
+    folder = Path(tempfile.gettempdir()) / f"alexnet-triton-{process.pid}-left-behind"
+    folder.mkdir()
+    sweep()
+    assert not regions(process) and not folder.exists()
 
 
 def test_a_server_that_dies_ends_the_command_with_its_last_words(
