@@ -557,7 +557,8 @@ def _triton_predictor(place: str) -> Iterator[tuple[Predict, list[str]]]:
     servers, _, name = place.partition("/")
     settings = _settings({"triton": servers, "model": name or None})
     loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, daemon=True).start()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
 
     def wait(work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, loop).result(TRITON_ANSWER_S)
@@ -570,6 +571,8 @@ def _triton_predictor(place: str) -> Iterator[tuple[Predict, list[str]]]:
     finally:
         wait(backend.close())
         loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 def _decode(data: Path | str, classes: list[str], split: str = "val") -> Decoded:
