@@ -13,12 +13,12 @@ import tempfile
 import threading
 import time
 import timeit
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -61,8 +61,6 @@ out, err = Console(), Console(stderr=True)
 
 imports = typer.Typer(no_args_is_help=True, help="Make a checkpoint from somebody else's weights.")
 app.add_typer(imports, name="import")
-
-T = TypeVar("T")
 
 REPOSITORY = Path("model_repository")
 TRITON_ANSWER_S = 120.0
@@ -208,7 +206,7 @@ def score(
     crops: Annotated[Crops, typer.Option(help="views of each photograph: center or ten")] = Crops.TEN,
     top: Annotated[int, typer.Option(min=1, help="how many labels")] = 5,
     workers: Annotated[int, typer.Option(help="decoding processes; 0: one for each core")] = 0,
-    in_flight: Annotated[int, typer.Option(min=1, help="batches under way: one more than servers")] = 2,
+    in_flight: Annotated[int, typer.Option(min=1, help="batches under way; 2 suits one server")] = 2,
     wait_s: Annotated[float, typer.Option(min=0, help="for a server that is away")] = 300,
     on_ray: Annotated[
         str | None, typer.Option("--ray", metavar="HOST:PORT", help="decode on this Ray cluster, or: local")
@@ -554,24 +552,17 @@ def _predictor(model: str) -> Iterator[tuple[Predict, list[str]]]:
 @contextmanager
 def _triton_predictor(place: str) -> Iterator[tuple[Predict, list[str]]]:
     """`HOST:PORT/MODEL`, through the gateway's own backend; its loop runs while the block does."""
+    from serving.loop_thread import LoopThread
+
     servers, _, name = place.partition("/")
     settings = _settings({"triton": servers, "model": name or None})
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-
-    def wait(work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, loop).result(TRITON_ANSWER_S)
-
-    backend = _backend(settings)
+    backend, loop = _backend(settings), LoopThread()
     try:
-        wait(backend.start())
+        loop.wait(backend.start(), TRITON_ANSWER_S)
         classes = [label.wnid for label in backend.model.labels]
-        yield lambda crops: wait(backend.infer(crops)).probabilities, classes
+        yield lambda crops: loop.wait(backend.infer(crops), TRITON_ANSWER_S).probabilities, classes
     finally:
-        wait(backend.close())
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
+        loop.wait(backend.close(), TRITON_ANSWER_S)
         loop.close()
 
 

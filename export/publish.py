@@ -7,7 +7,6 @@ A version that can be seen is complete: a crash at any point leaves the reposito
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -24,7 +23,7 @@ from export.gate import check_accuracy, check_parity, generated_crops
 from export.golden import golden_images
 from export.to_onnx import ExportError
 from export.versions import next_number
-from model.checkpoint import Checkpoint
+from model.checkpoint import Checkpoint, replace_durably, sha256
 from model.data import Decoded
 from model.evaluate import Accuracy, accuracy
 from serving.contract import CONFIG_FILE, LABELS_FILE, PROVENANCE_FILE
@@ -112,12 +111,6 @@ def _accuracy(
     return {"accuracy": measured, "accuracy_fp32": validation.reference}
 
 
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _check_labels(checkpoint: Checkpoint, folder: Path, labels: str) -> None:
     """labels.txt is one for all versions of a model (Triton has no other), so it may not change."""
     outputs = checkpoint.net.architecture.classes
@@ -157,8 +150,7 @@ def _replace_text(path: Path, text: str) -> None:
         return
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.write_text(text, encoding="utf-8")
-    _sync(beside)
-    beside.replace(path)
+    replace_durably(beside, path)
 
 
 def _sync(path: Path) -> None:

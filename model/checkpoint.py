@@ -6,6 +6,7 @@ no code. Written beside and renamed, so that a reader sees the old file or the n
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -101,6 +102,12 @@ def _read(path: Path) -> tuple[Mapping[str, str], dict[str, torch.Tensor]]:
     if header.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not a checkpoint of this project (format {header.get('format')!r})")
     return header, tensors
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def replace_durably(beside: Path, path: Path) -> None:

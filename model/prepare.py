@@ -32,7 +32,7 @@ import webdataset
 from PIL import Image
 
 from model.archives import Entry, Source
-from model.checkpoint import replace_durably
+from model.checkpoint import replace_durably, sha256
 from model.images import INDEX_FILE, INDEX_FORMAT, DataError
 from serving.contract import RESIZE_SIZE
 from serving.errors import RequestError
@@ -171,7 +171,7 @@ def write_shard(
         "name": tar.name,
         "images": len(targets),
         "bytes": beside.stat().st_size,
-        "sha256": _sha256(beside),
+        "sha256": sha256(beside),
         "targets": targets,
         "offsets": [member.offset_data for member in members],
         "sizes": [member.size for member in members],
@@ -267,8 +267,3 @@ def _write(path: Path, value: Any, indent: int | None = None) -> None:
     beside = path.with_name(f".{path.name}.tmp")
     beside.write_text(json.dumps(value, indent=indent))
     replace_durably(beside, path)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

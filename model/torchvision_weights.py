@@ -8,7 +8,6 @@ of its SHA-256. torchvision normalises with the same mean and standard deviation
 from __future__ import annotations
 
 import csv
-import hashlib
 import re
 import time
 import urllib.error
@@ -19,7 +18,7 @@ from typing import Final
 
 import torch
 
-from model.checkpoint import Checkpoint, CheckpointError
+from model.checkpoint import Checkpoint, CheckpointError, sha256
 from model.images import IMAGENET_CLASSES
 from model.net import AlexNet, Architecture
 from serving.postprocess import Label
@@ -78,8 +77,7 @@ def check_hash(path: Path) -> None:
     stated = re.search(r"-([0-9a-f]{8,64})\.pth$", path.name)
     if stated is None:
         return
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256(path)
     if not digest.startswith(stated[1]):
         raise CheckpointError(
             f"{path}: SHA-256 {digest[:16]}... does not begin as its name says; fetch it again"

@@ -56,8 +56,9 @@ class Journal:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock()
             try:
-                self._list(items)
-                _write(self.folder / _JOB, json.dumps(job, indent=2) + "\n")
+                _write(self.folder / _ITEMS, (json.dumps(asdict(item)) + "\n" for item in items))
+                self._rows.truncate(0)
+                _write(self.folder / _JOB, [json.dumps(job, indent=2) + "\n"])
             except BaseException:
                 self.remove()
                 raise
@@ -125,16 +126,6 @@ class Journal:
             self.close()
             raise MalformedRequest(f"{self.folder}: another process is writing it") from error
 
-    def _list(self, items: Iterable[Item]) -> None:
-        beside = self.folder / f".{_ITEMS}"
-        with beside.open("w", encoding="utf-8") as file:
-            for item in items:
-                file.write(json.dumps(asdict(item)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(self.folder / _ITEMS)
-        self._rows.truncate(0)
-
     def _recover(self) -> None:
         """Count what is whole, and cut off the rest."""
         end = 0
@@ -162,10 +153,10 @@ def _parse(line: bytes) -> list[Row] | None:
     return rows
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, lines: Iterable[str]) -> None:
     beside = path.with_name(f".{path.name}")
     with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
+        file.writelines(lines)
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)

@@ -12,7 +12,6 @@ import asyncio
 import json
 import logging
 import socket
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from serving.backends import Backend, Model
 from serving.contract import CHANNELS, RESIZE_SIZE
 from serving.decoders import Decoders, Failure
 from serving.errors import ModelNotReady
+from serving.loop_thread import LoopThread
 from serving.score import Job, Pace, Told, answer, take
 from serving.sources import Item
 from serving.tables import Row
@@ -126,9 +126,8 @@ class Infer:
     def __init__(self, job: Job, model: Model, make_backend: Callable[[], Backend], pace: Pace) -> None:
         self._job, self._model, self._pace = job, model, pace
         self._backend = make_backend()
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, daemon=True).start()
-        asyncio.run_coroutine_threadsafe(self._backend.start(), self._loop).result()
+        self._loop = LoopThread()
+        self._loop.wait(self._backend.start())
 
     def __call__(self, group: dict[str, Any]) -> dict[str, Any]:
         items = [Item(**item) for item in json.loads(group["items"])]
@@ -136,4 +135,4 @@ class Infer:
         squares = iter(group["squares"])
         decoded = [failures[i] if i in failures else next(squares) for i in range(len(items))]
         rows = answer(self._job, self._model, self._backend, self._pace, Told(), items, decoded)
-        return {"rows": json.dumps(asyncio.run_coroutine_threadsafe(rows, self._loop).result())}
+        return {"rows": json.dumps(self._loop.wait(rows))}

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import uvicorn
@@ -24,8 +25,13 @@ from serving.postprocess import Label, Probabilities
 from serving.preprocess import Pixels
 from serving.settings import Settings
 
+if TYPE_CHECKING:
+    from model.net import AlexNet
+
 ROOT = Path(__file__).resolve().parent.parent
 ALEXNET = [sys.executable, str(ROOT / "alexnet.py")]
+NARROW = 64
+"""Width of fc6 and fc7 under the fixture `narrow`."""
 QUIET = os.environ | {"COLUMNS": "120", "NO_COLOR": "1"}
 
 LABELS = tuple(
@@ -110,12 +116,12 @@ def encoded(image: Image.Image, image_format: str = "JPEG", **options: object) -
     return buffer.getvalue()
 
 
-def run_alexnet(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, its output captured."""
+def run_alexnet(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, its output captured; `environment` is added to ours."""
     return subprocess.run(
         [*ALEXNET, *map(str, arguments)],
         cwd=ROOT,
-        env=QUIET,
+        env=QUIET | environment,
         capture_output=True,
         text=True,
         timeout=110,
@@ -179,3 +185,32 @@ def triton_repository(root: Path, *, version: int = 1, seed: int = 0) -> Path:
     tiny_repository(root, version=version, seed=seed)
     (root / "alexnet" / "config.pbtxt").write_text(config_text("alexnet", len(LABELS)))
     return root
+
+
+def random_net(
+    variant: str = "2012",
+    low_rank: int | None = 24,
+    *,
+    classes: int = 7,
+    batch_norm: bool = False,
+    conv1: float,
+    spread: float,
+) -> AlexNet:
+    """Random weights; `conv1` scales the first layer's, and logits differ between images by `spread`.
+
+    A random network's logits differ little, so that stretching them enlarges the rounding as well.
+    """
+    import torch
+
+    from export.gate import generated_crops
+    from model.net import AlexNet, Architecture, initialise_kaiming
+
+    torch.manual_seed(8)
+    net = AlexNet(Architecture(variant, classes, low_rank=low_rank, batch_norm=batch_norm)).eval()
+    initialise_kaiming(net)
+    with torch.inference_mode():
+        net.get_submodule("conv1").get_parameter("weight").mul_(conv1)
+        x = net.normalise(torch.from_numpy(generated_crops(32)))
+        net.fc8.weight.div_(net.logits(x).std(dim=0, keepdim=True).T / spread)
+        net.fc8.bias.sub_(net.logits(x).mean(dim=0))
+    return net

@@ -119,15 +119,7 @@ def test_a_taken_port_is_an_error(repository: Path) -> None:
 
 
 def test_unusable_settings_name_the_setting(photo: Path) -> None:
-    done = subprocess.run(
-        [*ALEXNET, "classify", str(photo)],
-        cwd=ROOT,
-        env=QUIET | {"ALEXNET_MAX_PIXELS": "-3"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run_alexnet("classify", photo, ALEXNET_MAX_PIXELS="-3")
     assert done.returncode == 1
     assert "max_pixels" in done.stderr
 

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from support import ROOT, encoded
+from support import NARROW, ROOT, encoded
 
 from model import checkpoint as checkpoints
 from model.config import TrainConfig, TrainError
@@ -24,13 +24,7 @@ from model.run import Run
 from model.shared_layers import SharedDropout
 from model.train import Trainer, start
 
-HIDDEN = 64
-
-
-@pytest.fixture(autouse=True)
-def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """fc6 and fc7 of 64 instead of 4096."""
-    monkeypatch.setattr("model.net.HIDDEN", HIDDEN)
+pytestmark = pytest.mark.usefixtures("narrow")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +56,7 @@ import model.net
 from model.config import TrainConfig
 from model.train import Interrupted, start
 
-model.net.HIDDEN = {HIDDEN}
+model.net.HIDDEN = {NARROW}
 run = Path(sys.argv[2])
 say = lambda line: print(line, flush=True)
 start(TrainConfig.read(Path(sys.argv[1])), run, resume="resume" in sys.argv, say=say)

@@ -23,10 +23,10 @@ from export.config import check_config, check_file, config_text, parse_config
 from export.forms import fp32
 from export.gate import check_parity, generated_crops
 from export.golden import SIZES
-from export.publish import _sweep, publish, sha256
+from export.publish import _sweep, publish
 from export.to_onnx import ExportError, check_readable, to_onnx
 from model import checkpoint as checkpoints
-from model.checkpoint import Checkpoint
+from model.checkpoint import Checkpoint, sha256
 from model.compress import round_to_half
 from model.net import AlexNet, Architecture, initialise_kaiming
 from serving.contract import INPUT_NAME, OUTPUT_NAME

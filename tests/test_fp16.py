@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import support
 import torch
 from onnx import TensorProto, shape_inference
 from onnx.reference.op_run import OpRun
@@ -21,30 +23,13 @@ from export.to_fp16 import LARGEST, fp16_graph, to_fp16
 from export.to_onnx import ExportError
 from model.evaluate import torch_predictor
 from model.lrn import ALPHA, BETA, SIZE, K, LocalResponseNorm
-from model.net import VARIANTS, AlexNet, Architecture, initialise_kaiming
+from model.net import VARIANTS, AlexNet
 from serving.contract import INPUT_NAME, MEAN, OUTPUT_NAME, STD
 
 CLASSES = 7
 
-
-def random_net(
-    variant: str = "2012", low_rank: int | None = 24, *, batch_norm: bool = False, conv1: float = 1
-) -> AlexNet:
-    """Random weights, and logits stretched until they differ between images by 0.5.
-
-    A random network's differ little, so that stretching enlarges the rounding as well: more would need
-    wider bounds than a trained network does.
-    """
-    torch.manual_seed(8)
-    net = AlexNet(Architecture(variant, CLASSES, low_rank=low_rank, batch_norm=batch_norm)).eval()
-    initialise_kaiming(net)
-    with torch.inference_mode():
-        net.get_submodule("conv1").get_parameter("weight").mul_(conv1)
-        x = net.normalise(torch.from_numpy(generated_crops(24)))
-        logits = net.logits(x)
-        net.fc8.weight.div_(logits.std(dim=0, keepdim=True).T / 0.5)
-        net.fc8.bias.sub_(net.logits(x).mean(dim=0))
-    return net
+random_net = partial(support.random_net, conv1=1, spread=0.5)
+"""More spread would need wider bounds than a trained network does."""
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import support
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,7 +28,7 @@ from model import checkpoint as checkpoints
 from model.checkpoint import Checkpoint
 from model.data import Decoded
 from model.evaluate import Probabilities, torch_predictor
-from model.net import VARIANTS, AlexNet, Architecture, initialise_kaiming
+from model.net import VARIANTS, AlexNet
 from serving.contract import CENTRE, INPUT_NAME, OUTPUT_NAME, Crops
 from serving.postprocess import Label
 from serving.preprocess import Pixels, cut_crops
@@ -36,21 +38,8 @@ NEAR = 0.035
 """Mean |dp| by rounding. A random network's logits differ little between images, so stretched as they are
 here they show rounding ten times as large as a trained network's; unrelated answers differ by 0.15."""
 
-
-def random_net(
-    variant: str = "2012", low_rank: int | None = 24, conv1: float = 0.1, classes: int = CLASSES
-) -> AlexNet:
-    """Random weights, with activations as after training, and logits that differ between images."""
-    torch.manual_seed(8)
-    net = AlexNet(Architecture(variant, classes, low_rank=low_rank)).eval()
-    initialise_kaiming(net)
-    with torch.inference_mode():
-        net.conv1.weight.mul_(conv1)  # type: ignore[operator, union-attr]
-        x = net.normalise(torch.from_numpy(generated_crops(32, seed=0)))
-        logits = net.logits(x)
-        net.fc8.weight.div_(logits.std(dim=0, keepdim=True).T / 2)
-        net.fc8.bias.sub_(net.logits(x).mean(dim=0))
-    return net
+random_net = partial(support.random_net, conv1=0.1, spread=2)
+"""With activations as after training."""
 
 
 @pytest.fixture(scope="module")

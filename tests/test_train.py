@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import ROOT, encoded
+from support import NARROW, ROOT, encoded
 from torch.nn import functional
 
 from model import checkpoint as checkpoints
@@ -32,17 +32,11 @@ from model.run import Run
 from model.train import Progressed, Trainer, start
 from serving.contract import Crops
 
-HIDDEN = 64
+pytestmark = pytest.mark.usefixtures("narrow")
 SMALL = dict(
     epochs=2, batch_size=8, resolutions=((1.0, 64),), precision="fp32", threads=1, validate_every=1,
     variant="owt", warmup=0.0,
 )  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """fc6 and fc7 of 64 instead of 4096: the same code in a twentieth of the time and the disk."""
-    monkeypatch.setattr("model.net.HIDDEN", HIDDEN)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +139,7 @@ import model.net
 from model.config import TrainConfig
 from model.train import start
 
-model.net.HIDDEN = {HIDDEN}
+model.net.HIDDEN = {NARROW}
 config, run, stop = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 
 def say(line):

@@ -21,11 +21,7 @@ from model.train import start
 from model.transfer import rows_of, take_over
 from serving.postprocess import Label
 
-
-@pytest.fixture(autouse=True)
-def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """fc6 and fc7 of 64 instead of 4096."""
-    monkeypatch.setattr("model.net.HIDDEN", 64)
+pytestmark = pytest.mark.usefixtures("narrow")
 
 
 @pytest.fixture(scope="module")

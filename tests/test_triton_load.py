@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ import onnxruntime
 import pytest
 import torch
 import tritonclient.grpc
-from support import ALEXNET, LABELS, QUIET, ROOT, run_alexnet, tiny_repository
+from support import LABELS, run_alexnet, tiny_repository
 
 from export.config import config_text
 from export.gate import onnx_predictor
@@ -186,15 +185,7 @@ def test_export_hands_its_version_over_and_rollback_the_one_before(
 ) -> None:
     version, away = publish(server.repository, "birds", 1).with_name("2"), closed_port()
     arguments = ("--repository", server.repository, "--name", "birds", "--triton", f"{away},{server.grpc}")
-    exported = subprocess.run(
-        [*ALEXNET, "export", str(checkpoint), *map(str, arguments)],
-        cwd=ROOT,
-        env=QUIET | {"ALEXNET_TRITON_ADMIN_KEY": "hidden-key"},
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
+    exported = run_alexnet("export", checkpoint, *arguments, ALEXNET_TRITON_ADMIN_KEY="hidden-key")
     assert exported.returncode == 1, "one of the two servers is away"
     assert f"{version} is published, but not served everywhere. Triton on {away}: " in exported.stderr
     assert exported.stderr.count("not served everywhere") == 1
