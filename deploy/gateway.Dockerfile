@@ -17,6 +17,7 @@ FROM python:${PYTHON} AS build
 ARG EXTRAS=triton
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE alexnet.py ./
+COPY commands commands
 COPY model model
 COPY export export
 COPY serving serving

@@ -17,6 +17,7 @@ ARG EXTRAS=train,export
 ARG TORCH_INDEX=
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE alexnet.py ./
+COPY commands commands
 COPY model model
 COPY export export
 COPY serving serving

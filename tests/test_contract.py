@@ -64,7 +64,7 @@ def test_mean_and_deviation_are_the_usual_ones_in_pixel_units() -> None:
 @pytest.mark.parametrize("number", [*MEAN, *STD])
 def test_a_mean_or_deviation_is_written_once(number: float) -> None:
     """A second one is a defect, in whichever unit."""
-    for package in ("serving", "model", "export"):
+    for package in ("serving", "model", "export", "commands"):
         for path in sorted((ROOT / package).rglob("*.py")):
             if path.name == "contract.py":
                 continue

@@ -14,7 +14,7 @@ import pytest
 from fake_triton import fake_triton
 from support import LABELS, FakeBackend, encoded, picture, run_alexnet
 
-from alexnet import _triton_predictor
+from commands.evaluate import triton_predictor
 from model.data import Decoded
 from model.evaluate import evaluate_predictor
 from model.images import ImageFolder
@@ -124,10 +124,10 @@ def test_what_cannot_be_counted_is_told(odd: tuple[Gateway, list[Any]], answer: 
 
 
 def test_a_triton_model_is_counted_as_its_engine_would_be(data: Path, backend: FakeBackend) -> None:
-    with fake_triton() as server, _triton_predictor(f"127.0.0.1:{server.port}/alexnet") as (predict, classes):
+    with fake_triton() as server, triton_predictor(f"127.0.0.1:{server.port}/alexnet") as (predict, classes):
         assert classes == CLASSES
         decoded = Decoded.read(ImageFolder.scan(data, classes), 1)
         result = evaluate_predictor(predict, decoded, Crops.TEN)
     assert result == evaluate_predictor(backend.probabilities, decoded, Crops.TEN)
-    with pytest.raises(ModelNotReady), _triton_predictor(f"127.0.0.1:{server.port}/alexnet"):
+    with pytest.raises(ModelNotReady), triton_predictor(f"127.0.0.1:{server.port}/alexnet"):
         pass

@@ -137,13 +137,13 @@ def test_the_command_takes_a_checkpoint_and_an_earlier_configuration(data: Path,
 
 
 def test_flags_change_a_given_configuration_and_nothing_else(data: Path, tmp_path: Path) -> None:
-    from alexnet import _train_config
+    from commands.train import train_config
 
     earlier = tuned(data, tmp_path / "s", epochs=7, label_smoothing=0.05)
     Run(tmp_path).begin(earlier)
     given = dict(data="elsewhere", epochs=3, seed=None, compile=None)
-    read = _train_config(tmp_path / "config.json", None, given)
+    read = train_config(tmp_path / "config.json", None, given)
     assert read == replace(earlier, data="elsewhere", epochs=3)
-    assert _train_config(None, None, dict(data="x", init="c")).recipe == "finetune"
-    assert _train_config(None, None, dict(data="x")).recipe == "modern"
+    assert train_config(None, None, dict(data="x", init="c")).recipe == "finetune"
+    assert train_config(None, None, dict(data="x")).recipe == "modern"
     assert json.loads((tmp_path / "config.json").read_text())["label_smoothing"] == 0.05

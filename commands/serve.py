@@ -1,0 +1,114 @@
+"""alexnet serve, triton and verify: servers, started and asked."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from commands.options import REPOSITORY, Repository
+from commands.terminal import err, log_to_stderr, out
+from commands.wiring import backend_of, settings_of, triton_backend
+from serving.errors import MalformedRequest, ModelNotReady
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="address to listen on [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="[default: 8000; 0: any free one]")] = None,
+    repository: Annotated[Path | None, typer.Option(help="[default: model_repository]")] = None,
+    model: Annotated[str | None, typer.Option(help="[default: alexnet]")] = None,
+    threads: Annotated[int | None, typer.Option(help="inference threads [default: one a core]")] = None,
+    triton: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT[,HOST:PORT...]",
+            help="Triton's gRPC answers, labels and all, in place of ONNX Runtime in this process",
+        ),
+    ] = None,
+) -> None:
+    """Serve POST /classify and the page. Every further knob is an ALEXNET_... variable."""
+    from serving.server import serve as run
+
+    given = dict(host=host, port=port, model_repository=repository, model=model, infer_threads=threads)
+    settings = settings_of({**given, "triton": triton})
+    backend = backend_of(settings)
+
+    def ready(url: str) -> None:
+        try:
+            info = backend.model.info
+            state = f"{info.name} version {info.version} ({info.precision}) ready on {url}"
+        except ModelNotReady as error:
+            state = f"on {url}, not ready: {error}"
+        out.print(f"alexnet-serving: {state}", highlight=False, soft_wrap=True)
+
+    log_to_stderr()
+    asyncio.run(run(settings, backend, ready))
+
+
+def triton(
+    repository: Repository = REPOSITORY,
+    models: Annotated[str, typer.Option(help="names with commas [default: all it can load]")] = "",
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    http_port: Annotated[int, typer.Option(help="8000 is the gateway's; 0: any free one")] = 8003,
+    grpc_port: Annotated[int, typer.Option(help="0: any free one")] = 8001,
+    metrics_port: Annotated[int, typer.Option(help="0: any free one")] = 8002,
+    watch_s: Annotated[float, typer.Option(min=0.1, help="look for a new version so often")] = 2.0,
+    log: Annotated[Path | None, typer.Option(help="file for everything the server says")] = None,
+) -> None:
+    """A local Triton server on the model repository, without Docker; follows what is published."""
+    from serving.triton import LocalTriton
+
+    log_to_stderr()
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    server = LocalTriton(
+        repository,
+        [name.strip() for name in models.split(",") if name.strip()],
+        http_port=http_port,
+        grpc_port=grpc_port,
+        metrics_port=metrics_port,
+        host=host,
+        log=log,
+        say=lambda text: err.print(text, highlight=False, soft_wrap=True),
+    )
+    with server:
+        served = ", ".join(f"{entry['name']} version {entry['version']}" for entry in server.index())
+        out.print(
+            f"Triton: {served} ready on grpc://{server.grpc} and http://{server.http}, "
+            f"metrics on http://{server.metrics}/metrics",
+            highlight=False,
+            soft_wrap=True,
+        )
+        server.follow(watch_s, stopped)
+
+
+def verify(
+    url: Annotated[str, typer.Argument(help="http://HOST:PORT of a gateway, or grpc://HOST:PORT/MODEL")],
+    repository: Repository = REPOSITORY,
+) -> None:
+    """Ask a running server whether it still answers as its version was exported."""
+    from serving.verify import verify_backend, verify_gateway
+
+    scheme, _, place = url.partition("://")
+    if scheme in ("http", "https"):
+        verdict = verify_gateway(url, repository)
+    elif scheme == "grpc":
+        servers, _, name = place.partition("/")
+        backend = triton_backend(settings_of({"triton": servers, "model": name or None}))()
+        verdict = asyncio.run(verify_backend(backend, repository))
+    else:
+        raise MalformedRequest(f"{url}: a server is http://HOST:PORT (a gateway) or grpc://HOST:PORT/MODEL")
+    table = Table("golden image", "crops", "max |dp|", box=None)
+    for each in verdict.differences:
+        table.add_row(each.image, str(each.crops), f"{each.max_abs_difference:.1e}")
+    out.print(table)
+    said = f"{verdict.model} version {verdict.version}"
+    if verdict.broken:
+        raise ModelNotReady(f"{url}: {said} does not answer as when it was exported ({verdict.broken})")
+    out.print(f"{said} answers as when it was exported (tolerance {verdict.tolerance:g})", highlight=False)
