@@ -13,7 +13,7 @@ from rich.table import Table
 
 from commands.options import REPOSITORY, Repository
 from commands.terminal import err, log_to_stderr, out
-from commands.wiring import backend_of, settings_of, triton_backend
+from commands.wiring import backend_of, others_of, settings_of, triton_backend
 from serving.errors import MalformedRequest, ModelNotReady
 
 
@@ -47,7 +47,7 @@ def serve(
         out.print(f"alexnet-serving: {state}", highlight=False, soft_wrap=True)
 
     log_to_stderr()
-    asyncio.run(run(settings, backend, ready))
+    asyncio.run(run(settings, backend, ready, others_of(settings)))
 
 
 def triton(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from serving.errors import MalformedRequest, ModelNotReady
 
 if TYPE_CHECKING:
     from serving.backends import Backend
+    from serving.models import Others
     from serving.settings import Settings
 
 def settings_of(given: dict[str, Any]) -> Settings:
@@ -35,23 +36,40 @@ def extra(name: str) -> Iterator[None]:
         raise ModelNotReady(f"this needs the package {package}: pip install '.[{name}]'") from error
 
 
-def backend_of(settings: Settings) -> Backend:
+def backend_of(settings: Settings, name: str = "") -> Backend:
+    """Of the model `name`; without one, of the setting's."""
     from serving.backends import OnnxRuntimeBackend
 
+    name = name or settings.model
     if settings.triton:
-        return triton_backend(settings)()
-    return OnnxRuntimeBackend(
-        settings.model_repository, settings.model, settings.infer_threads, settings.watch_s
-    )
+        return triton_backend(settings, name)()
+    return OnnxRuntimeBackend(settings.model_repository, name, settings.infer_threads, settings.watch_s)
 
 
-def triton_backend(settings: Settings) -> Callable[[], Backend]:
+def others_of(settings: Settings) -> Others:
+    """What `model=` may name beside the default: the setting's names, or each model that is there."""
+    from serving.models import Others
+    from serving.repository import model_names
+
+    async def names() -> Collection[str]:
+        if settings.models != "*":
+            return [name.strip() for name in settings.models.split(",") if name.strip()]
+        if settings.triton:
+            from serving.triton_backend import ready_models
+
+            return await ready_models(settings.triton)
+        return model_names(settings.model_repository)
+
+    return Others(names, partial(backend_of, settings))
+
+
+def triton_backend(settings: Settings, name: str = "") -> Callable[[], Backend]:
     with extra("triton"):
         from serving.triton_backend import TritonBackend
     return partial(
         TritonBackend,
         settings.triton,
-        settings.model,
+        name or settings.model,
         concurrency=settings.triton_concurrency,
         keepalive_s=settings.triton_keepalive_s,
     )

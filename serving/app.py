@@ -30,14 +30,14 @@ from serving.errors import (
     Overloaded,
     Problem,
     ServingError,
-    UnknownModel,
 )
 from serving.headers import RequestHeaders
 from serving.leaving import unless_client_leaves
 from serving.metrics import Metrics
+from serving.models import Models, Others
 from serving.pipeline import Pipeline
 from serving.preprocess import ACCEPTED_FORMATS
-from serving.schemas import AnswerBody, LabelBody, ModelBody, ProblemBody, ReadyBody
+from serving.schemas import AnswerBody, LabelBody, ModelBody, ModelChoiceBody, ProblemBody, ReadyBody
 from serving.settings import Settings
 
 PAGE: Final = Path(__file__).with_name("page")
@@ -76,8 +76,13 @@ _PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
 }
 
 
-def create_app(settings: Settings, backend: Backend) -> FastAPI:
-    """The gateway over `backend`; starts and closes it with the app's life."""
+_FACT_PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {status: _PROBLEMS[status] for status in (404, 503)}
+ModelName = Annotated[str | None, Query(description="one of /models; default: the gateway's own")]
+
+
+def create_app(settings: Settings, backend: Backend, others: Others | None = None) -> FastAPI:
+    """The gateway over `backend`; starts and closes it with the app's life, and the others as they come."""
+    models = Models(backend, settings.model, others)
     pipeline = Pipeline(
         backend,
         decode_threads=settings.decode_threads,
@@ -88,10 +93,10 @@ def create_app(settings: Settings, backend: Backend) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await backend.start()
+        await models.start()
         yield
         pipeline.close()
-        await backend.close()
+        await models.close()
 
     app = FastAPI(
         title="alexnet-serving",
@@ -102,34 +107,34 @@ def create_app(settings: Settings, backend: Backend) -> FastAPI:
         redoc_url=None,
     )
     metrics = Metrics(pipeline.admission)
-    _add_classify(app, settings, pipeline, metrics)
-    _add_facts(app, settings, backend)
+    _add_classify(app, settings, models, pipeline, metrics)
+    _add_facts(app, settings, models)
     _add_health(app, backend, metrics)
     _add_page(app)
     _add_errors(app, pipeline, metrics)
     return app
 
 
-def _add_classify(app: FastAPI, settings: Settings, pipeline: Pipeline, metrics: Metrics) -> None:
+def _add_classify(
+    app: FastAPI, settings: Settings, models: Models, pipeline: Pipeline, metrics: Metrics
+) -> None:
     @app.post("/classify", responses=_PROBLEMS, openapi_extra=_UPLOAD, summary="Classify a photograph")
     async def classify(
         request: Request,
         top: Annotated[int, Query(ge=1, le=1000, description="how many labels to return")] = 5,
         crops: Annotated[Crops | None, Query(description="views of the photograph")] = None,
-        model: Annotated[str | None, Query(description="default: the model served")] = None,
+        model: ModelName = None,
         detail: Annotated[bool, Query(description="also what each crop said on its own")] = False,
     ) -> AnswerBody:
         """Top labels with probabilities, from the multipart field `file` or a raw image/* body."""
         started = time.perf_counter()
-        served = pipeline.backend.model.info.name
-        if model not in (None, served):
-            raise UnknownModel(f"no model {model!r} is served here; there is {served!r}")
         crops = crops or settings.default_crops
         try:
             async with asyncio.timeout(settings.request_timeout_s) as limit:
+                backend = await models.get(model)
                 data = await read_image(request, settings.max_upload_bytes)
                 read_ms = 1000 * (time.perf_counter() - started)
-                work = pipeline.classify(data, crops, top, detail=detail, deadline_s=limit.when())
+                work = pipeline.classify(data, crops, top, backend, detail=detail, deadline_s=limit.when())
                 answer = await unless_client_leaves(request, work)
         except TimeoutError as error:
             raise DeadlineExceeded(f"no answer within {settings.request_timeout_s:g} s") from error
@@ -138,17 +143,31 @@ def _add_classify(app: FastAPI, settings: Settings, pipeline: Pipeline, metrics:
         return AnswerBody.of(answer, timing, request.state.request_id, detail=detail)
 
 
-def _add_facts(app: FastAPI, settings: Settings, backend: Backend) -> None:
-    @app.get("/labels", summary="The classes in the order of the network's outputs")
-    async def labels() -> list[LabelBody]:
+def _add_facts(app: FastAPI, settings: Settings, models: Models) -> None:
+    @app.get(
+        "/labels", responses=_FACT_PROBLEMS, summary="The classes in the order of the network's outputs"
+    )
+    async def labels(model: ModelName = None) -> list[LabelBody]:
+        backend = await models.get(model)
         return [
             LabelBody(index=index, wnid=label.wnid, label=label.name)
             for index, label in enumerate(backend.model.labels)
         ]
 
-    @app.get("/model", summary="Which model answers, its provenance, and the limits on uploads")
-    async def model() -> ModelBody:
-        loaded = backend.model
+    @app.get("/models", summary="The models that model= may name; the default first")
+    async def choices() -> list[ModelChoiceBody]:
+        return [
+            ModelChoiceBody.of(name, models.opened(name), default=name == models.default_name)
+            for name in await models.names()
+        ]
+
+    @app.get(
+        "/model",
+        responses=_FACT_PROBLEMS,
+        summary="Which model answers, its provenance, and the limits on uploads",
+    )
+    async def facts(model: ModelName = None) -> ModelBody:
+        loaded = (await models.get(model)).model
         return ModelBody(
             **asdict(loaded.info),
             classes=len(loaded.labels),

@@ -70,16 +70,19 @@ class Pipeline:
         data: bytes,
         crops: Crops,
         top: int = 5,
+        backend: Backend | None = None,
         *,
         detail: bool = False,
         deadline_s: float | None = None,
     ) -> Answer:
         """Answer one encoded photograph; raises a leaf of `serving.errors.ServingError`.
 
-        `deadline_s`: when the caller gives up, on the event loop's clock.
+        `backend`: the model's, where it is not the one that the pipeline was made with; they share the
+        engine's places. `deadline_s`: when the caller gives up, on the event loop's clock.
         """
+        backend = backend or self.backend
         timing: dict[str, float] = {}
-        _ = self.backend.model  # not ready: told before the work of decoding
+        _ = backend.model  # not ready: told before the work of decoding
         with self.admission.admit(CROP_COUNT[crops]):
             with _timed(timing, "decode"):
                 run = asyncio.get_running_loop().run_in_executor
@@ -88,7 +91,7 @@ class Pipeline:
                 await self._engine.acquire()
             try:
                 with _timed(timing, "infer"):
-                    seen, inference = await self._infer(cut, crops, deadline_s)
+                    seen, inference = await self._infer(backend, cut, crops, deadline_s)
             finally:
                 self._engine.release()
             self.admission.measured(len(seen), timing["infer"] / 1000)
@@ -105,22 +108,22 @@ class Pipeline:
         return Answer(predictions, model.info, len(seen), timing, views)
 
     async def _infer(
-        self, cut: Pixels, crops: Crops, deadline_s: float | None
+        self, backend: Backend, cut: Pixels, crops: Crops, deadline_s: float | None
     ) -> tuple[list[int], Inference]:
         """Which of the ten views were seen, and what one model version said of each."""
         all_views = list(range(len(cut)))
         if crops is Crops.CENTER:
-            return [CENTRE], await self.backend.infer(cut, deadline_s)
+            return [CENTRE], await backend.infer(cut, deadline_s)
         if crops is Crops.TEN:
-            return all_views, await self.backend.infer(cut, deadline_s)
+            return all_views, await backend.infer(cut, deadline_s)
         first = [CENTRE, CENTRE_MIRRORED]
-        settled = await self.backend.infer(cut[first], deadline_s)
+        settled = await backend.infer(cut[first], deadline_s)
         if margin(average(settled.probabilities)) >= self._auto_margin:
             return first, settled
         rest = [view for view in all_views if view not in first]
-        others = await self.backend.infer(cut[rest], deadline_s)
+        others = await backend.infer(cut[rest], deadline_s)
         if others.model != settled.model:  # a reload in between: no mean over two networks
-            return all_views, await self.backend.infer(cut, deadline_s)
+            return all_views, await backend.infer(cut, deadline_s)
         every = np.empty((len(cut), settled.probabilities.shape[1]), np.float32)
         every[first], every[rest] = settled.probabilities, others.probabilities
         return all_views, Inference(every, settled.model)

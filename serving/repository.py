@@ -39,6 +39,14 @@ def version_numbers(model_folder: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdecimal() and not name.startswith("0"))
 
 
+def model_names(repository: Path) -> list[str]:
+    """The models of which there is a version."""
+    if not repository.is_dir():
+        return []
+    folders = (folder for folder in repository.iterdir() if not folder.name.startswith("."))
+    return sorted(folder.name for folder in folders if version_numbers(folder))
+
+
 def latest_version(repository: Path, model: str) -> Version:
     """The version that is served; raises ModelNotReady with the file that is missing or damaged."""
     folder = repository / model

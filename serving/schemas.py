@@ -6,7 +6,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from serving.backends import Backend
 from serving.contract import Crops
+from serving.errors import ModelNotReady
 from serving.pipeline import Answer, View
 from serving.postprocess import Prediction
 
@@ -93,6 +95,23 @@ class ModelBody(ModelInfoBody):
     accepted_formats: list[str]
     ready: bool
     provenance: dict[str, Any] | None
+
+
+class ModelChoiceBody(_Body):
+    name: str
+    default: bool
+    loaded: bool = Field(description="the others are loaded when they are first asked for")
+    version: str | None
+    precision: str | None
+
+    @classmethod
+    def of(cls, name: str, backend: Backend | None, *, default: bool) -> ModelChoiceBody:
+        try:
+            info = backend.model.info if backend else None
+        except ModelNotReady:
+            info = None
+        version, precision = (info.version, info.precision) if info else (None, None)
+        return cls(name=name, default=default, loaded=info is not None, version=version, precision=precision)
 
 
 class ReadyBody(_Body):

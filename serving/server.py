@@ -10,6 +10,7 @@ import uvicorn
 
 from serving.app import create_app
 from serving.backends import Backend
+from serving.models import Others
 from serving.settings import Settings
 
 
@@ -27,13 +28,15 @@ class _AnnouncingServer(uvicorn.Server):
             self._ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
 
 
-async def serve(settings: Settings, backend: Backend, ready: Callable[[str], None]) -> None:
+async def serve(
+    settings: Settings, backend: Backend, ready: Callable[[str], None], others: Others | None = None
+) -> None:
     """Serve until SIGTERM or Ctrl-C; raises ModelNotReady if the embedded model cannot be loaded."""
     # uvicorn handles SIGTERM, then raises it again for whoever handled it before: a clean end is 0.
     signal.signal(signal.SIGTERM, lambda *_: None)
     await backend.start()
     config = uvicorn.Config(
-        create_app(settings, backend),
+        create_app(settings, backend, others),
         host=settings.host,
         port=settings.port,
         log_level="warning",

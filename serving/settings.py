@@ -26,6 +26,7 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535)
     model_repository: Path = Path("model_repository")
     model: str = "alexnet"
+    models: str = Field("*", description="names with commas that model= may ask for; *: each that is there")
     watch_s: float = Field(2.0, ge=0, description="look for a new version so often; 0: never")
     default_crops: Crops = Crops.TEN
     auto_margin: float = Field(0.9, ge=0, le=1)

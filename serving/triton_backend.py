@@ -95,6 +95,19 @@ def channel_options(keepalive_s: float) -> list[tuple[str, Any]]:
     ]
 
 
+async def ready_models(servers: str) -> list[str]:
+    """Names of the models that are ready there; none where no server answers."""
+    async with grpc.aio.insecure_channel(grpc_target(servers)) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        try:
+            index = await stub.RepositoryIndex(
+                service_pb2.RepositoryIndexRequest(ready=True), timeout=PROBE_TIMEOUT_S
+            )
+        except grpc.aio.AioRpcError:
+            return []
+    return sorted({model.name for model in index.models})
+
+
 class TritonBackend:
     """One model of a Triton server. It may be absent at the start and go away later: it is waited for."""
 

@@ -73,6 +73,12 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
+    def RepositoryIndex(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        response = service_pb2.RepositoryIndexResponse()
+        for version in self.versions:
+            response.models.add(name=self.name, version=version, state="READY")
+        return response
+
     def ModelMetadata(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         self._check(request.name, request.version, context)
         response = service_pb2.ModelMetadataResponse(name=self.name, versions=self.versions)

@@ -21,6 +21,7 @@ from PIL import Image
 from serving.app import create_app
 from serving.backends import Backend, Inference, Model, ModelInfo
 from serving.errors import ModelNotReady
+from serving.models import Others
 from serving.postprocess import Label, Probabilities
 from serving.preprocess import Pixels
 from serving.settings import Settings
@@ -130,9 +131,9 @@ def run_alexnet(*arguments: str | Path, **environment: str) -> subprocess.Comple
 
 
 @contextmanager
-def serving(settings: Settings, backend: Backend) -> Iterator[str]:
+def serving(settings: Settings, backend: Backend, others: Others | None = None) -> Iterator[str]:
     """The real app in a real uvicorn on a free loopback port; yields its URL."""
-    config = uvicorn.Config(create_app(settings, backend), port=0, log_level="warning")
+    config = uvicorn.Config(create_app(settings, backend, others), port=0, log_level="warning")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
