@@ -66,7 +66,8 @@ def score(
             raise typer.Exit(130) from None
     seconds = time.monotonic() - started
     failed = summary.reasons.total()
-    out.print(f"{table}: {summary.rows} rows in {seconds:.1f} s, {failed} without an answer", highlight=False)
+    said = f"{table}: {summary.rows} rows in {seconds:.1f} s, {failed} without an answer"
+    out.print(said, highlight=False, soft_wrap=True)
     for kind, counts in (("label", summary.labels), ("reason", summary.reasons)):
         rows = Table(kind, "files", box=None)
         for name, count in counts.most_common(10):

@@ -23,6 +23,9 @@ def serve(
     repository: Annotated[Path | None, typer.Option(help="[default: model_repository]")] = None,
     model: Annotated[str | None, typer.Option(help="[default: alexnet]")] = None,
     threads: Annotated[int | None, typer.Option(help="inference threads [default: one a core]")] = None,
+    brownout: Annotated[
+        bool | None, typer.Option("--brownout", help="fewer crops when busy, before requests are refused")
+    ] = None,
     triton: Annotated[
         str | None,
         typer.Option(
@@ -35,7 +38,7 @@ def serve(
     from serving.server import serve as run
 
     given = dict(host=host, port=port, model_repository=repository, model=model, infer_threads=threads)
-    settings = settings_of({**given, "triton": triton})
+    settings = settings_of({**given, "triton": triton, "brownout": brownout})
     backend = backend_of(settings)
 
     def ready(url: str) -> None:

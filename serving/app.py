@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,7 +12,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
@@ -21,6 +22,7 @@ from starlette.requests import ClientDisconnect
 
 from serving.backends import Backend
 from serving.body import FIELD, read_image
+from serving.brownout import Brownout
 from serving.contract import Crops
 from serving.errors import (
     PROBLEMS,
@@ -35,13 +37,14 @@ from serving.headers import RequestHeaders
 from serving.leaving import unless_client_leaves
 from serving.metrics import Metrics
 from serving.models import Models, Others
-from serving.pipeline import Pipeline
+from serving.pipeline import Asker, Pipeline
 from serving.preprocess import ACCEPTED_FORMATS
 from serving.schemas import AnswerBody, LabelBody, ModelBody, ModelChoiceBody, ProblemBody, ReadyBody
 from serving.settings import Settings
 
 PAGE: Final = Path(__file__).with_name("page")
 PROBLEM_JSON: Final = "application/problem+json"
+TIMEOUT_HEADER: Final = "X-Request-Timeout-Ms"
 RETRY_MODEL_S: Final = 2
 CLIENT_LEFT: Final = 499
 """nginx's number for it, in the metrics: HTTP has none for an answer that nobody waits for."""
@@ -88,7 +91,9 @@ def create_app(settings: Settings, backend: Backend, others: Others | None = Non
         decode_threads=settings.decode_threads,
         max_pixels=settings.max_pixels,
         max_waiting_crops=settings.max_waiting_crops,
+        max_wait_s=settings.max_wait_s,
         auto_margin=settings.auto_margin,
+        brownout=Brownout(settings.brownout_wait_ms) if settings.brownout else None,
     )
 
     @asynccontextmanager
@@ -125,22 +130,33 @@ def _add_classify(
         crops: Annotated[Crops | None, Query(description="views of the photograph")] = None,
         model: ModelName = None,
         detail: Annotated[bool, Query(description="also what each crop said on its own")] = False,
+        degrade: Annotated[bool, Query(description="fewer crops are fine when the server is busy")] = True,
+        timeout_ms: Annotated[int | None, Header(alias=TIMEOUT_HEADER, ge=1)] = None,
     ) -> AnswerBody:
         """Top labels with probabilities, from the multipart field `file` or a raw image/* body."""
         started = time.perf_counter()
         crops = crops or settings.default_crops
+        timeout_s = min(settings.request_timeout_s, (timeout_ms or math.inf) / 1000)
         try:
-            async with asyncio.timeout(settings.request_timeout_s) as limit:
+            async with asyncio.timeout(timeout_s) as limit:
                 backend = await models.get(model)
+                asker = Asker(_client(request), degrade, limit.when())
+                pipeline.check(crops, backend, asker)
                 data = await read_image(request, settings.max_upload_bytes)
                 read_ms = 1000 * (time.perf_counter() - started)
-                work = pipeline.classify(data, crops, top, backend, detail=detail, deadline_s=limit.when())
+                work = pipeline.classify(data, crops, top, backend, detail=detail, asker=asker)
                 answer = await unless_client_leaves(request, work)
         except TimeoutError as error:
-            raise DeadlineExceeded(f"no answer within {settings.request_timeout_s:g} s") from error
+            raise DeadlineExceeded(f"no answer within {timeout_s:g} s") from error
         timing = {"read": read_ms, **answer.timing_ms, "total": 1000 * (time.perf_counter() - started)}
         metrics.answered(answer.model, answer.crops, timing)
         return AnswerBody.of(answer, timing, request.state.request_id, detail=detail)
+
+
+def _client(request: Request) -> str:
+    """Who shares fairly with others: the name of the key that was shown, or the address."""
+    named = getattr(request.state, "client", None)
+    return str(named) if named else request.client.host if request.client else ""
 
 
 def _add_facts(app: FastAPI, settings: Settings, models: Models) -> None:

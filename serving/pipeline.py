@@ -1,19 +1,23 @@
-"""The way of one photograph: admit, decode and cut, queue, infer, average, decide."""
+"""The way of one photograph: admit, wait for a slot, decode and cut, infer, average, decide."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 
-from serving.admission import Admission
+from serving.admission import Admission, Limits, Work
 from serving.backends import Backend, Inference, ModelInfo
+from serving.brownout import Brownout
 from serving.contract import CENTRE, CENTRE_MIRRORED, CROP_COUNT, VIEWS, Crops
+from serving.costs import LEVELS
 from serving.postprocess import (
     Label,
     Prediction,
@@ -23,7 +27,13 @@ from serving.postprocess import (
     predict,
     top_predictions,
 )
-from serving.preprocess import Pixels, prepare
+from serving.preprocess import Pixels, cut_views, decode_square, views_of
+
+Views = tuple[int, ...]
+"""Indices into `contract.VIEWS`."""
+
+FIRST_VIEWS: Final[Views] = (CENTRE, CENTRE_MIRRORED)
+"""What is looked at before the other eight, and all that is where there is no time for them."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,19 @@ class Answer:
     degraded: bool = False
 
 
+@dataclass(frozen=True)
+class Asker:
+    """Who asks, and how much of an answer: admission's side of a request.
+
+    `client`: whoever shares fairly with others, a key's name or an address. `deadline_s`: when the caller
+    gives up, on the event loop's clock.
+    """
+
+    client: str = ""
+    may_degrade: bool = True
+    deadline_s: float | None = None
+
+
 class Pipeline:
     """Composes the stages over a backend. One per event loop; `close` ends its decode threads."""
 
@@ -56,14 +79,24 @@ class Pipeline:
         *,
         decode_threads: int,
         max_pixels: int,
-        max_waiting_crops: int,
+        max_waiting_crops: int = Limits.max_waiting_crops,
+        max_wait_s: float = Limits.max_wait_s,
         auto_margin: float,
+        brownout: Brownout | None = None,
     ) -> None:
+        limits = Limits(backend.concurrency, decode_threads, max_waiting_crops, max_wait_s)
         self.backend = backend
-        self.admission = Admission(max_waiting_crops, backend.concurrency)
+        self.admission = Admission(limits, brownout)
         self._max_pixels, self._auto_margin = max_pixels, auto_margin
         self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
         self._engine = asyncio.Semaphore(backend.concurrency)
+
+    def check(self, crops: Crops, backend: Backend, asker: Asker) -> None:
+        """Raise Overloaded or ModelNotReady where a request would be refused, before its body is read."""
+        left_s = math.inf
+        if asker.deadline_s is not None:
+            left_s = asker.deadline_s - asyncio.get_running_loop().time()
+        self.admission.check(_work(crops, backend, asker), left_s)
 
     async def classify(
         self,
@@ -73,64 +106,104 @@ class Pipeline:
         backend: Backend | None = None,
         *,
         detail: bool = False,
-        deadline_s: float | None = None,
+        asker: Asker = Asker(),
     ) -> Answer:
         """Answer one encoded photograph; raises a leaf of `serving.errors.ServingError`.
 
         `backend`: the model's, where it is not the one that the pipeline was made with; they share the
-        engine's places. `deadline_s`: when the caller gives up, on the event loop's clock.
+        engine's places.
         """
         backend = backend or self.backend
-        timing: dict[str, float] = {}
-        _ = backend.model  # not ready: told before the work of decoding
-        with self.admission.admit(CROP_COUNT[crops]):
-            with _timed(timing, "decode"):
-                run = asyncio.get_running_loop().run_in_executor
-                cut = await run(self._decoders, prepare, data, crops, self._max_pixels)
-            with _timed(timing, "queue"):
-                await self._engine.acquire()
-            try:
-                with _timed(timing, "infer"):
-                    seen, inference = await self._infer(backend, cut, crops, deadline_s)
-            finally:
-                self._engine.release()
-            self.admission.measured(len(seen), timing["infer"] / 1000)
-        model = inference.model
+        work = _work(crops, backend, asker)
+        timing = {"decode": 0.0, "queue": 0.0}  # it waits twice, before decoding and after it
+        with _timed(timing, "queue") as waited:
+            async with self.admission.slot(work, asker.deadline_s) as level:
+                waited()
+                seen, inference = await self._through(backend, data, work, level, asker.deadline_s, timing)
         with _timed(timing, "post"):
             mean = average(inference.probabilities)
-            predictions = top_predictions(mean, model.labels, top)
-            winner = predictions[0].index
-            views = [
-                _view(view, row, winner, model.labels, top)
-                for view, row in zip(seen, inference.probabilities, strict=True)
-                if detail
-            ]
-        return Answer(predictions, model.info, len(seen), timing, views)
+            predictions = top_predictions(mean, inference.model.labels, top)
+            views = _said(seen, inference, predictions[0].index, top) if detail else []
+        degraded = level > 0 and self._fewer(crops, seen, inference)
+        return Answer(predictions, inference.model.info, len(seen), timing, views, degraded)
 
-    async def _infer(
-        self, backend: Backend, cut: Pixels, crops: Crops, deadline_s: float | None
-    ) -> tuple[list[int], Inference]:
-        """Which of the ten views were seen, and what one model version said of each."""
-        all_views = list(range(len(cut)))
-        if crops is Crops.CENTER:
-            return [CENTRE], await backend.infer(cut, deadline_s)
-        if crops is Crops.TEN:
-            return all_views, await backend.infer(cut, deadline_s)
-        first = [CENTRE, CENTRE_MIRRORED]
-        settled = await backend.infer(cut[first], deadline_s)
-        if margin(average(settled.probabilities)) >= self._auto_margin:
-            return first, settled
-        rest = [view for view in all_views if view not in first]
-        others = await backend.infer(cut[rest], deadline_s)
-        if others.model != settled.model:  # a reload in between: no mean over two networks
-            return all_views, await backend.infer(cut, deadline_s)
-        every = np.empty((len(cut), settled.probabilities.shape[1]), np.float32)
-        every[first], every[rest] = settled.probabilities, others.probabilities
-        return all_views, Inference(every, settled.model)
+    async def _through(
+        self,
+        backend: Backend,
+        data: bytes,
+        work: Work,
+        level: int,
+        deadline_s: float | None,
+        timing: dict[str, float],
+    ) -> tuple[Views, Inference]:
+        """Decode, cut, wait for a place, infer: which views were seen, and what was said of each."""
+        views = _views_at(work.crops, level)
+        with _timed(timing, "decode"):
+            run = asyncio.get_running_loop().run_in_executor
+            square, cut = await run(self._decoders, self._prepare, data, views)
+        with _timed(timing, "queue"):
+            await self._engine.acquire()
+        try:
+            with _timed(timing, "infer"):
+                inference = await backend.infer(cut, deadline_s)
+                if work.crops is Crops.AUTO and not level and not self._settled(inference):
+                    views, inference = await _complete(backend, square, inference, deadline_s)
+        finally:
+            self._engine.release()
+        self.admission.measured(work.model, len(views), timing["infer"] / 1000)
+        return views, inference
+
+    def _prepare(self, data: bytes, views: Views) -> tuple[Pixels, Pixels]:
+        square = decode_square(data, self._max_pixels)
+        return square, cut_views(square, views)
+
+    def _settled(self, inference: Inference) -> bool:
+        """Whether the centre and its mirror image leave no doubt that the other eight could change."""
+        return margin(average(inference.probabilities)) >= self._auto_margin
+
+    def _fewer(self, crops: Crops, seen: Views, inference: Inference) -> bool:
+        """Whether full service would have looked at more."""
+        if crops is Crops.AUTO and seen == FIRST_VIEWS:
+            return not self._settled(inference)
+        return len(seen) < CROP_COUNT[crops]
 
     def close(self) -> None:
         """End the decode threads; what they are doing is finished first."""
         self._decoders.shutdown(wait=True)
+
+
+def _work(crops: Crops, backend: Backend, asker: Asker) -> Work:
+    """A model that is not ready is told here, before anything is done."""
+    return Work(asker.client, backend.model.info.name, crops, asker.may_degrade)
+
+
+def _views_at(crops: Crops, level: int) -> Views:
+    """What is looked at first at a level of service; views in the contract's order."""
+    asked = FIRST_VIEWS if crops is Crops.AUTO else views_of(crops)
+    return asked if len(asked) <= LEVELS[level] else FIRST_VIEWS[: LEVELS[level]]
+
+
+async def _complete(
+    backend: Backend, square: Pixels, first: Inference, deadline_s: float | None
+) -> tuple[Views, Inference]:
+    """The other eight views beside the first two; all ten again where the version changed in between."""
+    every = views_of(Crops.TEN)
+    rest = tuple(view for view in every if view not in FIRST_VIEWS)
+    others = await backend.infer(cut_views(square, rest), deadline_s)
+    if others.model != first.model:  # no mean over two networks
+        return every, await backend.infer(cut_views(square, every), deadline_s)
+    rows = np.empty((len(every), first.probabilities.shape[1]), np.float32)
+    rows[list(FIRST_VIEWS)], rows[list(rest)] = first.probabilities, others.probabilities
+    return every, Inference(rows, first.model)
+
+
+def _said(seen: Views, inference: Inference, winner: int, top: int) -> list[View]:
+    """What each crop said on its own, the mean's first label always among it."""
+    labels = inference.model.labels
+    return [
+        _view(view, row, winner, labels, top)
+        for view, row in zip(seen, inference.probabilities, strict=True)
+    ]
 
 
 def _view(view: int, row: Probabilities, winner: int, labels: tuple[Label, ...], top: int) -> View:
@@ -142,9 +215,17 @@ def _view(view: int, row: Probabilities, winner: int, labels: tuple[Label, ...],
 
 
 @contextmanager
-def _timed(timing: dict[str, float], stage: str) -> Iterator[None]:
-    started = time.perf_counter()
+def _timed(timing: dict[str, float], stage: str) -> Iterator[Callable[[], None]]:
+    """Add the block's milliseconds to a stage, or those until what is yielded is called."""
+    started, done = time.perf_counter(), False
+
+    def stop() -> None:
+        nonlocal done
+        if not done:
+            timing[stage] = timing.get(stage, 0.0) + 1000 * (time.perf_counter() - started)
+        done = True
+
     try:
-        yield
+        yield stop
     finally:
-        timing[stage] = 1000 * (time.perf_counter() - started)
+        stop()

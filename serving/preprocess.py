@@ -11,14 +11,14 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
-from serving.contract import CROP_OFFSETS, CROP_SIZE, RESIZE_SIZE, Crops
+from serving.contract import CENTRE, CROP_OFFSETS, CROP_SIZE, RESIZE_SIZE, VIEWS, Crops
 from serving.errors import RequestError, TooManyPixels, UndecodableImage, UnsupportedFormat
 
 Pixels = npt.NDArray[np.uint8]
@@ -68,6 +68,11 @@ def prepare(data: bytes, crops: Crops, max_pixels: int = DEFAULT_MAX_PIXELS) -> 
     return cut_crops(decode_square(data, max_pixels), crops)
 
 
+def views_of(crops: Crops) -> tuple[int, ...]:
+    """Indices into `contract.VIEWS` of the crops that are cut; ten: four corners and the centre, mirrored."""
+    return (CENTRE,) if crops is Crops.CENTER else tuple(range(len(VIEWS)))
+
+
 def decode_square(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS, size: int = RESIZE_SIZE) -> Pixels:
     """Encoded image -> its centre square, shorter side resized to `size`: RGB uint8 [size, size, 3].
 
@@ -105,12 +110,19 @@ def cut_crops(square: Pixels, crops: Crops) -> Pixels:
 
     Ten: four corners and the centre, then their mirror images in the same order (section 4.1).
     """
-    if crops is Crops.CENTER:
-        return _window(square, *CROP_OFFSETS["centre"])[np.newaxis].copy()
-    mirrored = np.ascontiguousarray(square[:, ::-1])  # once, not in each of five crops: 1.1 -> 0.3 ms
+    return cut_views(square, views_of(crops))
+
+
+def cut_views(square: Pixels, views: Sequence[int]) -> Pixels:
+    """uint8 [256, 256, 3] -> uint8 [views, 224, 224, 3]; `views` index `contract.VIEWS`."""
+    mirror = any(VIEWS[view][1] for view in views)
+    # Once, not in each of five crops: 1.1 -> 0.3 ms.
+    sides = (square, np.ascontiguousarray(square[:, ::-1]) if mirror else square)
     edge = RESIZE_SIZE - CROP_SIZE
-    windows = [_window(square, row, column) for row, column in CROP_OFFSETS.values()]
-    windows += [_window(mirrored, row, edge - column) for row, column in CROP_OFFSETS.values()]
+    windows = []
+    for name, mirrored in (VIEWS[view] for view in views):
+        row, column = CROP_OFFSETS[name]
+        windows.append(_window(sides[mirrored], row, edge - column if mirrored else column))
     return np.stack(windows)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from serving.admission import Limits
 from serving.contract import Crops
 from serving.preprocess import DEFAULT_MAX_PIXELS
 from serving.triton_target import grpc_target
@@ -32,7 +33,10 @@ class Settings(BaseSettings):
     auto_margin: float = Field(0.9, ge=0, le=1)
     max_upload_bytes: int = Field(20_000_000, gt=0)
     max_pixels: int = Field(DEFAULT_MAX_PIXELS, gt=0)
-    max_waiting_crops: int = Field(640, gt=0)
+    max_waiting_crops: int = Field(Limits.max_waiting_crops, gt=0)
+    max_wait_s: float = Field(Limits.max_wait_s, gt=0, description="estimated, of what waits at most")
+    brownout: bool = Field(False, description="fewer crops when busy, before requests are refused")
+    brownout_wait_ms: float = Field(500.0, gt=0, description="estimated wait at which crops are left out")
     request_timeout_s: float = Field(30.0, gt=0)
     decode_threads: int = Field(default_factory=_cores, gt=0)
     infer_threads: int = Field(default_factory=_cores, gt=0)

@@ -37,7 +37,7 @@ from test_triton import infer, random_crops
 from tritonclient.utils import InferenceServerException
 
 import alexnet
-from serving.admission import Admission
+from serving.admission import Admission, Limits
 from serving.app import create_app
 from serving.metrics import Metrics
 from serving.settings import Settings
@@ -159,7 +159,7 @@ def test_metrics_of_the_autoscalers_exist(triton: LocalTriton) -> None:
     values = documents(KUBERNETES / "components/autoscaling/prometheus-adapter-values.yaml")[0]
     assert {rule["name"]["as"] for rule in values["rules"]["custom"]} == wanted
     assert {rule["seriesQuery"].partition("{")[0] for rule in values["rules"]["custom"]} == wanted
-    ours = generate_latest(Metrics(Admission(1)).registry).decode()
+    ours = generate_latest(Metrics(Admission(Limits())).registry).decode()
     theirs = _text(f"http://{triton.metrics}/metrics")
     assert {name for name in wanted if f"# TYPE {name} gauge" in ours + theirs} == wanted
 
