@@ -37,7 +37,8 @@ class Work:
 class Limits:
     """How much may wait, and how much is under way at once.
 
-    `places`: inferences that run side by side. `ahead`: photographs that are decoded meanwhile.
+    `places`: inferences that run side by side. `ahead`: as many again are decoded meanwhile. A place is
+    worth ten crops, whether of one photograph or of ten.
     """
 
     places: int = 1
@@ -52,6 +53,7 @@ class _Ticket:
 
     crops: tuple[int, ...]
     ms: tuple[float, ...]
+    level: int = 0
     entry: Entry[_Ticket] | None = None
     turn: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
@@ -87,9 +89,9 @@ class Admission:
     def __init__(self, limits: Limits, brownout: Brownout | None = None) -> None:
         self.limits, self.costs = limits, Costs()
         self._brownout = brownout
-        self._sums = _Sums()
+        self._sums, self._queued = _Sums(), _Sums()
         self._queue: FairQueue[_Ticket] = FairQueue()
-        self._free = limits.places + limits.ahead
+        self._free = LEVELS[0] * (limits.places + limits.ahead)  # crops
 
     @property
     def waiting_crops(self) -> int:
@@ -134,12 +136,11 @@ class Admission:
             try:
                 if deadline_s is not None and clock() >= deadline_s:
                     raise DeadlineExceeded("the turn came after the request's time was over")
-                level = self._next_level(ticket)
-                yield level if work.may_degrade else 0
+                yield ticket.level if work.may_degrade else 0
             finally:
-                self._free += 1
+                self._free += ticket.crops[ticket.level]
         finally:
-            self._sums.remove(ticket)
+            self._forget(ticket)
             self._give_turns()
 
     def measured(self, model: str, crops: int, seconds: float) -> None:
@@ -159,9 +160,10 @@ class Admission:
             if shed is None:
                 raise self._full()
             self._queue.remove(shed)
-            self._sums.remove(shed.item)
+            self._forget(shed.item)
             shed.item.turn.set_exception(self._full())
         self._sums.add(ticket)
+        self._queued.add(ticket)
         ticket.entry = self._queue.push(work.client, ticket.ms[0], ticket)
         self._give_turns()
         return ticket
@@ -172,7 +174,7 @@ class Admission:
             await ticket.turn
         except asyncio.CancelledError:
             if ticket.turn.done() and not ticket.turn.cancelled():
-                self._free += 1
+                self._free += ticket.crops[ticket.level]
             raise
         finally:
             if ticket.entry is not None:
@@ -183,16 +185,21 @@ class Admission:
             ticket = self._queue.pop()
             if ticket is None:
                 return
+            self._queued.remove(ticket)
             if not ticket.turn.done():  # not cancelled, or pushed out, a moment ago
-                self._free -= 1
+                ticket.level = self._next_level()
+                self._free -= ticket.crops[ticket.level]
                 ticket.turn.set_result(None)
 
-    def _next_level(self, ticket: _Ticket) -> int:
-        """By what else is admitted: one that is alone gets full service however long it takes."""
+    def _forget(self, ticket: _Ticket) -> None:
+        self._sums.remove(ticket)
+        self._queued.remove(ticket)
+
+    def _next_level(self) -> int:
+        """By what else waits: one that is alone gets full service however long it takes."""
         if self._brownout is None:
             return 0
-        others = zip(self._sums.ms, ticket.ms, strict=True)
-        return self._brownout.update([(ms - own) / self.limits.places for ms, own in others])
+        return self._brownout.update([ms / self.limits.places for ms in self._queued.ms])
 
     def _has_room(self, ticket: _Ticket) -> bool:
         """At the lowest service there is. One that is alone is let in whatever it costs."""

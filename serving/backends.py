@@ -58,6 +58,10 @@ class Backend(Protocol):
         """Inferences that may run at the same time; more wait in the gateway's queue."""
 
     @property
+    def batch_crops(self) -> int:
+        """Up to which requests that wait are joined into one inference; 0: the engine does that itself."""
+
+    @property
     def model(self) -> Model:
         """The model that new requests meet; raises ModelNotReady while there is none."""
 
@@ -101,6 +105,10 @@ class OnnxRuntimeBackend:
     @property
     def concurrency(self) -> int:
         return self._threads
+
+    @property
+    def batch_crops(self) -> int:
+        return max(CROP_COUNT.values())  # more gain nothing
 
     @property
     def model(self) -> Model:

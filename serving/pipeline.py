@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import numpy as np
 
 from serving.admission import Admission, Limits, Work
 from serving.backends import Backend, Inference, ModelInfo
+from serving.batcher import Batcher
 from serving.brownout import Brownout
 from serving.contract import CENTRE, CENTRE_MIRRORED, CROP_COUNT, VIEWS, Crops
 from serving.costs import LEVELS
@@ -89,7 +91,7 @@ class Pipeline:
         self.admission = Admission(limits, brownout)
         self._max_pixels, self._auto_margin = max_pixels, auto_margin
         self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
-        self._engine = asyncio.Semaphore(backend.concurrency)
+        self._engine = Batcher(backend.concurrency, backend.batch_crops)
 
     def check(self, crops: Crops, backend: Backend, asker: Asker) -> None:
         """Raise Overloaded or ModelNotReady where a request would be refused, before its body is read."""
@@ -115,7 +117,7 @@ class Pipeline:
         """
         backend = backend or self.backend
         work = _work(crops, backend, asker)
-        timing = {"decode": 0.0, "queue": 0.0}  # it waits twice, before decoding and after it
+        timing = {"decode": 0.0, "queue": 0.0, "infer": 0.0}  # it waits twice, before decoding and after
         with _timed(timing, "queue") as waited:
             async with self.admission.slot(work, asker.deadline_s) as level:
                 waited()
@@ -141,17 +143,20 @@ class Pipeline:
         with _timed(timing, "decode"):
             run = asyncio.get_running_loop().run_in_executor
             square, cut = await run(self._decoders, self._prepare, data, views)
-        with _timed(timing, "queue"):
-            await self._engine.acquire()
-        try:
-            with _timed(timing, "infer"):
-                inference = await backend.infer(cut, deadline_s)
-                if work.crops is Crops.AUTO and not level and not self._settled(inference):
-                    views, inference = await _complete(backend, square, inference, deadline_s)
-        finally:
-            self._engine.release()
-        self.admission.measured(work.model, len(views), timing["infer"] / 1000)
+        infer = partial(self._infer, backend, work, deadline_s, timing)
+        inference = await infer(cut)
+        if work.crops is Crops.AUTO and not level and not self._settled(inference):
+            return await _complete(infer, square, inference)
         return views, inference
+
+    async def _infer(
+        self, backend: Backend, work: Work, deadline_s: float | None, timing: dict[str, float], crops: Pixels
+    ) -> Inference:
+        share = await self._engine.infer(backend, crops, deadline_s)
+        timing["queue"] += 1000 * share.waited_s
+        timing["infer"] += 1000 * share.ran_s
+        self.admission.measured(work.model, len(crops), share.cost_s)
+        return share.inference
 
     def _prepare(self, data: bytes, views: Views) -> tuple[Pixels, Pixels]:
         square = decode_square(data, self._max_pixels)
@@ -184,14 +189,14 @@ def _views_at(crops: Crops, level: int) -> Views:
 
 
 async def _complete(
-    backend: Backend, square: Pixels, first: Inference, deadline_s: float | None
+    infer: Callable[[Pixels], Awaitable[Inference]], square: Pixels, first: Inference
 ) -> tuple[Views, Inference]:
     """The other eight views beside the first two; all ten again where the version changed in between."""
     every = views_of(Crops.TEN)
     rest = tuple(view for view in every if view not in FIRST_VIEWS)
-    others = await backend.infer(cut_views(square, rest), deadline_s)
+    others = await infer(cut_views(square, rest))
     if others.model != first.model:  # no mean over two networks
-        return every, await backend.infer(cut_views(square, every), deadline_s)
+        return every, await infer(cut_views(square, every))
     rows = np.empty((len(every), first.probabilities.shape[1]), np.float32)
     rows[list(FIRST_VIEWS)], rows[list(rest)] = first.probabilities, others.probabilities
     return every, Inference(rows, first.model)

@@ -132,6 +132,10 @@ class TritonBackend:
         return self._concurrency
 
     @property
+    def batch_crops(self) -> int:
+        return 0
+
+    @property
     def model(self) -> Model:
         if self._fault is not None:
             raise ModelNotReady(str(self._fault))

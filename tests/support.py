@@ -59,6 +59,7 @@ class FakeBackend:
     """
 
     concurrency = 1
+    batch_crops = 10
 
     def __init__(self, labels: tuple[Label, ...] = LABELS, before: Callable[[], None] = lambda: None) -> None:
         self.batches: list[Pixels] = []
