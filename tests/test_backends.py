@@ -59,6 +59,32 @@ def test_many_inferences_at_once_do_not_mix(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+@pytest.mark.parametrize(("largest", "concurrency"), [(0, 1), (10**9, 2)])
+def test_only_a_small_model_is_opened_twice_and_either_way_the_answers_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, largest: int, concurrency: int
+) -> None:
+    monkeypatch.setattr("serving.backends.BESIDE_MAX_BYTES", largest)
+
+    async def run() -> None:
+        backend = OnnxRuntimeBackend(tiny_repository(tmp_path), "alexnet", threads=2)
+        await backend.start()
+        assert backend.concurrency == concurrency
+        batches = [random_crops(10, seed) for seed in range(6)]
+        alone = [(await backend.infer(batch)).probabilities for batch in batches]
+        together = [asyncio.create_task(backend.infer(batch)) for batch in batches]
+        await asyncio.sleep(0)
+        together[3].cancel()
+        given = await asyncio.gather(*together, return_exceptions=True)
+        assert isinstance(given.pop(3), asyncio.CancelledError)
+        del alone[3]
+        for before, answer in zip(alone, given, strict=True):
+            assert not isinstance(answer, BaseException)
+            np.testing.assert_allclose(answer.probabilities, before, rtol=1e-6)
+        await backend.close()
+
+    asyncio.run(run())
+
+
 def start_error(repository: Path) -> str:
     backend = OnnxRuntimeBackend(repository, "alexnet", threads=1)
     with pytest.raises(ModelNotReady) as caught:
