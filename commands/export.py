@@ -43,11 +43,13 @@ def export(
     triton: TritonServers = "",
 ) -> None:
     """Publish the next version of a model in each precision that answers as the network does."""
+    from export.auto import IMAGES as AUTO_IMAGES
     from export.forms import Precision
     from export.publish import publish
     from export.to_onnx import ExportError
     from model.checkpoint import load
     from model.fold import expand
+    from model.images import has_split
 
     try:
         wanted = sorted({Precision(part.strip()) for part in precision.split(",")}, key=list(Precision).index)
@@ -60,7 +62,10 @@ def export(
     loaded = load(path)
     if full_width:
         loaded.net = expand(loaded.net)
+    classes = [label.wnid for label in loaded.labels]
     images = None if data is None else crops_of(data, "val", loaded, 256)
+    trained = data is not None and has_split(data, "train")
+    training = decode(data, classes, "train", AUTO_IMAGES) if data and trained else None
     measures = Precision.INT8 in wanted or (Precision.FP16 in wanted and _has_tensorrt())
     validation = _validation(data, loaded) if data is not None and measures else None
     table = Table("MB", "ten crops ms", "max |dp|", "same top-1", "top-1 %", box=None)
@@ -79,7 +84,8 @@ def export(
             with progress(f"{each}: export, gate, publish", steps) as advance:
                 measured = validation and replace(validation, advance=advance)
                 version = publish(
-                    loaded, path, repository, name, form=form, images=images, validation=measured
+                    loaded, path, repository, name, form=form, images=images, validation=measured,
+                    training=training,
                 )
             table.add_row(*_exported(version, form))
             served &= hand_over(version)

@@ -11,7 +11,7 @@ from serving.contract import Crops
 
 if TYPE_CHECKING:
     from model.checkpoint import Checkpoint
-    from model.data import Decoded
+    from model.data import Decoded, Integers
     from model.images import Images
     from serving.preprocess import Pixels
 
@@ -22,11 +22,14 @@ def images_of(data: Path | str, classes: list[str], split: str) -> Images:
     return open_split(data, split if has_split(data, split) else "", classes)
 
 
-def decode(data: Path | str, classes: list[str], split: str = "val") -> Decoded:
+def decode(data: Path | str, classes: list[str], split: str = "val", count: int | None = None) -> Decoded:
+    """Every image of the split, or `count` spread over it."""
     from model.data import Decoded
     from model.machine import memory_bytes
 
     images = images_of(data, classes, split)
+    if count is not None:
+        images = images.only(_spread(len(images), count))
     room = memory_bytes() / 2
     with progress("decoding", len(images)) as advance:
         return Decoded.read(images, settings_of({}).decode_threads, lambda: advance(1), room)
@@ -39,5 +42,11 @@ def crops_of(data: Path, split: str, checkpoint: Checkpoint, count: int) -> Pixe
     from serving.preprocess import prepare
 
     images = images_of(data, [label.wnid for label in checkpoint.labels], split)
-    chosen = np.linspace(0, len(images) - 1, min(count, len(images))).astype(np.int64)
-    return np.concatenate([prepare(encoded, Crops.CENTER) for encoded in images.encoded(chosen)])
+    chosen = images.encoded(_spread(len(images), count))
+    return np.concatenate([prepare(encoded, Crops.CENTER) for encoded in chosen])
+
+
+def _spread(present: int, count: int) -> Integers:
+    import numpy as np
+
+    return np.linspace(0, present - 1, min(count, present)).astype(np.int64)

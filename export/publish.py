@@ -17,6 +17,7 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
+from export.auto import choose
 from export.config import check_config
 from export.forms import Form, Precision, fp32
 from export.gate import check_accuracy, check_parity, generated_crops
@@ -50,12 +51,14 @@ def publish(
     form: Form | None = None,
     images: Pixels | None = None,
     validation: Validation | None = None,
+    training: Decoded | None = None,
 ) -> Path:
     """Write a form of the network, check it and publish it as the next version; returns its folder.
 
     `form`: default FP32. `images`: crops for the parity gate (default: 64 generated ones). With
     `validation` the file's own accuracy is measured there, bounded and kept; without it the
-    checkpoint's is kept. Raises ExportError, and then nothing became visible.
+    checkpoint's is kept. `training`: photographs on which the margin of `crops=auto` is chosen. Raises
+    ExportError, and then nothing became visible.
     """
     form = form or fp32(checkpoint.net)
     name = form.model_name(name)
@@ -83,6 +86,7 @@ def publish(
             "parity": asdict(parity),
             **form.facts,
             **_accuracy(checkpoint, file, form, validation),
+            **({} if training is None else {"auto": asdict(choose(form.target.predictor(file), training))}),
             "exported_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "tools": {tool: installed(tool) for tool in ("torch", "onnx", "onnxruntime")},
         }

@@ -31,6 +31,9 @@ from serving.postprocess import (
 )
 from serving.preprocess import Pixels, cut_views, decode_square, views_of
 
+DEFAULT_AUTO_MARGIN: Final = 0.5
+"""For a model that does not say at which margin between its first two labels two crops are enough."""
+
 Views = tuple[int, ...]
 """Indices into `contract.VIEWS`."""
 
@@ -83,7 +86,7 @@ class Pipeline:
         max_pixels: int,
         max_waiting_crops: int = Limits.max_waiting_crops,
         max_wait_s: float = Limits.max_wait_s,
-        auto_margin: float,
+        auto_margin: float | None = None,
         brownout: Brownout | None = None,
     ) -> None:
         limits = Limits(backend.concurrency, decode_threads, max_waiting_crops, max_wait_s)
@@ -164,7 +167,10 @@ class Pipeline:
 
     def _settled(self, inference: Inference) -> bool:
         """Whether the centre and its mirror image leave no doubt that the other eight could change."""
-        return margin(average(inference.probabilities)) >= self._auto_margin
+        least = self._auto_margin
+        if least is None:
+            least = inference.model.provenance.get("auto", {}).get("margin", DEFAULT_AUTO_MARGIN)
+        return margin(average(inference.probabilities)) >= least
 
     def _fewer(self, crops: Crops, seen: Views, inference: Inference) -> bool:
         """Whether full service would have looked at more."""

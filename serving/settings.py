@@ -30,7 +30,7 @@ class Settings(BaseSettings):
     models: str = Field("*", description="names with commas that model= may ask for; *: each that is there")
     watch_s: float = Field(2.0, ge=0, description="look for a new version so often; 0: never")
     default_crops: Crops = Crops.TEN
-    auto_margin: float = Field(0.9, ge=0, le=1)
+    auto_margin: float | None = Field(None, ge=0, le=1, description="default: the model's own, or 0.5")
     max_upload_bytes: int = Field(20_000_000, gt=0)
     max_pixels: int = Field(DEFAULT_MAX_PIXELS, gt=0)
     max_waiting_crops: int = Field(Limits.max_waiting_crops, gt=0)

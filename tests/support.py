@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import uvicorn
@@ -66,9 +66,8 @@ class FakeBackend:
         self.deadlines: list[float | None] = []
         self.ready = False
         self._before = before
-        self._model = Model(
-            ModelInfo("alexnet", "7", "fp32", "fake"), labels, {"accuracy": {"top1_ten": 0.5}}
-        )
+        self.provenance: dict[str, Any] = {"accuracy": {"top1_ten": 0.5}}
+        self._model = Model(ModelInfo("alexnet", "7", "fp32", "fake"), labels, self.provenance)
         self._projection = np.random.default_rng(0).normal(0, 1e-3, (224 * 224 * 3, len(labels)))
 
     @property

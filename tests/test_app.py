@@ -67,14 +67,17 @@ def test_an_upload_is_answered_with_the_mean_of_its_crops(
     assert sum(ms for stage, ms in stages.items() if stage != "total") <= stages["total"] + 0.1
 
 
+@pytest.mark.parametrize("by_setting", [True, False])
 @pytest.mark.parametrize(("margin", "count"), [(0.0, 2), (1.0, 10)])
 def test_auto_sees_ten_crops_only_where_the_centre_and_its_mirror_do_not_settle_it(
-    serve: Serve, backend: FakeBackend, margin: float, count: int
+    serve: Serve, backend: FakeBackend, margin: float, count: int, by_setting: bool
 ) -> None:
     data = encoded(picture(21))
+    backend.provenance["auto"] = {"margin": 1 - margin if by_setting else margin}
+    given = {"auto_margin": margin} if by_setting else {}
     each = backend.probabilities(prepare(data, Crops.TEN))
     expected = each.mean(axis=0) if count == 10 else each[[4, 9]].mean(axis=0)
-    with serve(backend, auto_margin=margin) as url, httpx.Client(base_url=url) as client:
+    with serve(backend, **given) as url, httpx.Client(base_url=url) as client:
         body = upload(client, data, crops="auto", detail=True, top=1).json()
     assert body["crops"] == count == sum(len(batch) for batch in backend.batches)
     assert body["predictions"][0]["index"] == expected.argmax()

@@ -291,6 +291,7 @@ def test_one_line_exports_every_precision_and_tells_how_each_did(tmp_path: Path)
     rows = [line for line in lines if len(line) == 6]  # a long path goes on in the next line
     for row, name in zip(rows, ("birds", "birds_int8"), strict=True):
         provenance = json.loads((tmp_path / "r" / name / "1" / "provenance.json").read_text())
+        assert 2 <= provenance["auto"]["mean_crops"] <= 10 and 0 <= provenance["auto"]["margin"] < 1
         accuracy = provenance["accuracy"]
         assert accuracy["images"] == 8
         assert float(row[-2]) == pytest.approx(100 * accuracy["top1_ten"], abs=0.01)
