@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from bench import machine
+from machine import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -21,7 +21,10 @@ from collections import Counter
 from pathlib import Path
 
 import httpx
-from bench import HEADERS, free_port, machine, multipart, photographs, server
+from closed_loop import HEADERS, multipart
+from machine import machine
+from photographs import photographs
+from servers import free_port, started
 
 from serving.repository import version_numbers
 
@@ -63,20 +66,20 @@ def main() -> None:
         publish_again(source, folder, 1)
         command = [sys.executable, "alexnet.py", "serve", "--port", str(port), "--model", given.model.name]
         environment = {"ALEXNET_MODEL_REPOSITORY": repository, "ALEXNET_WATCH_S": "0.1"}
-        with server(command, port, **environment) as gateway:
+        with started(command, port, bodies[0], environment) as gateway:
             clients = [
                 threading.Thread(target=client, args=(port, bodies[i:] + bodies[:i], statuses, stop))
                 for i in range(given.clients)
             ]
             for thread in clients:
                 thread.start()
-            settled, started = 0.0, time.perf_counter()
+            settled, began = 0.0, time.perf_counter()
             for number in range(2, given.reloads + 2):
                 publish_again(source, folder, number)
                 wait_for(gateway.url, str(number))
                 if number == 1 + SETTLED:
                     settled = resident_mb(gateway.pid)
-            seconds = time.perf_counter() - started
+            seconds = time.perf_counter() - began
             stop.set()
             for thread in clients:
                 thread.join()

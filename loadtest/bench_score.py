@@ -20,7 +20,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from bench import machine, photographs
+from machine import machine
+from photographs import photographs
 
 from serving.backends import open_session, run_session
 from serving.contract import Crops

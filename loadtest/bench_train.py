@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bench import photographs
+from photographs import photographs
 from torch import nn
 
 from model import lrn
