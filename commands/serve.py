@@ -81,7 +81,7 @@ def triton(
         say=lambda text: err.print(text, highlight=False, soft_wrap=True),
     )
     with server:
-        loaded = (entry for entry in server.index() if "version" in entry)  # others are in the repository only
+        loaded = (entry for entry in server.index() if "version" in entry)  # others just lie there
         served = ", ".join(f"{entry['name']} version {entry['version']}" for entry in loaded)
         out.print(
             f"Triton: {served} ready on grpc://{server.grpc} and http://{server.http}, "

@@ -6,8 +6,8 @@ FastAPI as tutorials have it, LitServe, BentoML and Ray Serve, each in an enviro
 .bench/, answer the same ten-crop job with the same weights (full width, stock export) for the same
 photographs as this gateway does in FP32, INT8, with crops=auto and over Triton.
 
-First everything is prepared (environments, models: kept for the next run) and each peer's set-ups
-are tried, so that the best of each takes part. Then rounds: every server is started, loaded with 1, 8
+First everything is prepared (environments, models) and each peer's set-ups are tried, so that the
+best of each takes part; both are kept for the next run. Then rounds: every server is started, loaded with 1, 8
 and 32 clients, weighed and stopped, one after the other, in an order that turns. Everything is done
 within --minutes. Tables are printed; JSON, a plot and a page go to loadtest/results/. Loopback only.
 """
@@ -38,6 +38,8 @@ from servers import ROOT, free_port, memory, started
 from systems import DEFAULT, Setup, System, chosen
 
 RESULTS = ROOT / "loadtest" / "results"
+KEPT = FOLDER / "setups.json"
+"""What each peer's set-ups reached on this machine."""
 CHECKPOINT = Path("checkpoints/imagenette.safetensors")
 SPARE_S = 10.0
 """Of the time allowed: for the report."""
@@ -52,6 +54,7 @@ class Bench:
     bodies: list[bytes]
     clients: list[int]
     seconds: float
+    known: dict[str, list[Tried]] = field(default_factory=dict)
     measured: list[Measured] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
     tried: list[Tried] = field(default_factory=list)
@@ -67,6 +70,10 @@ class Bench:
         """The system with the fastest of its set-ups; a single one is not tried."""
         if len(system.setups) == 1:
             return system
+        if known := self.known.get(system.name):
+            self.tried += known
+            best = next(index for index, each in enumerate(known) if each.chosen)
+            return replace(system, setups=(system.setups[best],))
         found: list[Tried] = []
         for setup in system.setups:
             port = free_port()
@@ -79,7 +86,9 @@ class Bench:
             alone = sorted(one.latencies_ms)[len(one.latencies_ms) // 2]
             found.append(Tried(system.name, setup.says, some.images_per_s, alone))
         best = max(range(len(found)), key=lambda index: found[index].images_per_s)
-        self.tried += [replace(each, chosen=index == best) for index, each in enumerate(found)]
+        found = [replace(each, chosen=index == best) for index, each in enumerate(found)]
+        self.known[system.name] = found
+        self.tried += found
         return replace(system, setups=(system.setups[best],))
 
     def run(self, system: System, number: int) -> None:
@@ -101,6 +110,25 @@ class Bench:
         command += ["--seconds", str(self.seconds)]
         said = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
         self.ceilings.append(Ceiling(model, number, json.loads(said)["images_per_s"]))
+
+
+def tried_on() -> str:
+    """What trying again would depend on: machine and versions."""
+    return machine() + repr(PEERS)
+
+
+def load_tried(file: Path) -> dict[str, list[Tried]]:
+    """By peer; empty where nothing is kept, or of another machine or other versions."""
+    kept = json.loads(file.read_text()) if file.exists() else {}
+    if kept.get("on") != tried_on():
+        return {}
+    return {name: [Tried(**each) for each in tried] for name, tried in kept["tried"].items()}
+
+
+def keep_tried(file: Path, tried: dict[str, list[Tried]]) -> None:
+    """For the next run."""
+    told = {name: [asdict(each) for each in found] for name, found in tried.items()}
+    file.write_text(json.dumps({"on": tried_on(), "tried": told}, indent=1) + "\n")
 
 
 def rounds(
@@ -166,6 +194,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.5, help="of each load, once its queue stands")
     parser.add_argument("--minutes", type=float, default=9.5, help="for everything, preparations included")
+    parser.add_argument("--again", action="store_true", help="try the peers' set-ups again")
     parser.add_argument("--prepare", action="store_true", help="environments and models alone")
     parser.add_argument("--out", type=Path, default=RESULTS)
     return parser.parse_args()
@@ -184,11 +213,14 @@ def main() -> None:
         return
     sent, photographs = bodies(given)
     bench = Bench(made, binaries, sent, [int(each) for each in given.clients.split(",")], given.seconds)
+    bench.known = {} if given.again else load_tried(KEPT)
     systems = []
     for system in chosen(given.only, made):
         if len(system.setups) > 1:
-            say(f"trying the set-ups of {system.name}")
+            known = "tried before" if system.name in bench.known else "trying"
+            say(f"{system.name}'s set-ups: {known}")
         systems.append(bench.try_setups(system))
+    keep_tried(KEPT, bench.known)
     rounds(bench, systems, given.rounds, began + 60 * given.minutes - SPARE_S, say)
     done = 1 + max(run.round for run in bench.runs)
     results = Results(

@@ -33,16 +33,18 @@ def page(results: Results, facts: Sequence[str]) -> str:
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>alexnet-serving: benchmark</title>',
         f"<style>{STYLE}</style><h1>This gateway beside what else might be used</h1>",
         f"<pre>{escape(chr(10).join(facts))}</pre>{plot(results)}<ul>{said}</ul>",
-        "<h2>Targets</h2>" + _table(target_rows(targets(results))),
-        "<h2>Speed and latency</h2>" + _table(speed_rows(results)),
-        "<h2>Start and memory</h2>" + _table(life_rows(results)),
+        "<h2>Targets</h2>" + html_table(target_rows(targets(results))),
+        "<h2>Speed and latency</h2>" + html_table(speed_rows(results)),
+        "<h2>Start and memory</h2>" + html_table(life_rows(results)),
     ]
     if results.tried:
-        parts.append("<h2>The peers' set-ups; * took part</h2>" + _table(setup_rows(results)))
+        parts.append("<h2>The peers' set-ups; * took part</h2>" + html_table(setup_rows(results)))
     return "\n".join([*parts, f"<h2>Method</h2><p>{METHOD}</p></html>", ""])
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def html_table(rows: Sequence[Sequence[str]]) -> str:
+    """The first row holds the headings."""
+
     def row(cells: Sequence[str], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 

@@ -213,10 +213,10 @@ def target_rows(found: Sequence[Target]) -> list[list[str]]:
 
 def text(results: Results) -> list[str]:
     """The whole report as lines for a terminal."""
-    ceilings = {system: found for system in results.titles if (found := results.ceiling(system))}
+    ceilings = {results.ceiling_of[system]: results.ceiling(system) for system in results.ceiling_of}
     lines = ["", *table(speed_rows(results)), "", *table(life_rows(results))]
     if ceilings:
-        told = ", ".join(f"{results.ceiling_of[name]} {each}" for name, each in ceilings.items())
+        told = ", ".join(f"{model} {each}" for model, each in ceilings.items())
         lines += ["", f"the engine's own loop on decoded crops, images/s: {told}"]
     if results.tried:
         lines += ["", *table(setup_rows(results), left=2)]

@@ -36,12 +36,19 @@ class Load:
     degraded: int
 
 
+BURST_S = 0.02
+"""Answers of one batch come within this time."""
+
+
 @dataclass
 class Window:
-    """Answers as they come. It opens when every client has had its first, at an answer, and ends at one.
+    """Answers as they come. It opens when every client has had its first, and ends when `seconds` have
+    passed and every client has had another.
 
-    So it measures a queue that is as long as it will be, and an even number of answers that come in
-    bursts (a batching server's) is not counted as a higher rate.
+    So it measures a queue that is as long as it will be, and whole turns of it: a server that answers
+    all clients at about the same time (one that works on all of them at once) would be measured by
+    chance otherwise. Answers that come in one burst (a batching server's) stay together: those with
+    the one that opens it are before it, those with the one that ends it are in it.
     """
 
     clients: int
@@ -51,23 +58,26 @@ class Window:
     latencies_ms: list[float] = field(default_factory=list)
     refused: int = 0
     degraded: int = 0
-    _first: set[int] = field(default_factory=set)
+    _waiting: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._waiting = set(range(self.clients))
 
     def note(self, client: int, sent: float, now: float, status: int, *, degraded: bool) -> None:
         """An answer; those before the window are not counted, and nothing after its end."""
-        if self.ended is not None:
-            return
+        self._waiting.discard(client)
         if self.opened is None:
-            self._first.add(client)
-            if len(self._first) == self.clients:
-                self.opened = now
+            if not self._waiting:
+                self.opened, self._waiting = now, set(range(self.clients))
+            return
+        if now <= self.opened + BURST_S or (self.ended is not None and now > self.ended + BURST_S):
             return
         if status == 200:
             self.latencies_ms.append(1000 * (now - sent))
             self.degraded += degraded
         else:
             self.refused += 1
-        if now >= self.opened + self.seconds:
+        if self.ended is None and not self._waiting and now >= self.opened + self.seconds:
             self.ended = now
 
     def load(self) -> Load:
@@ -81,7 +91,8 @@ class Window:
 def closed_loop(url: str, path: str, bodies: list[bytes], clients: int, seconds: float) -> Load:
     """Load http://HOST:PORT for about `seconds`, after each client's first answer; requests that are
     still under way then are abandoned."""
-    window, lock, over = Window(clients, seconds), threading.Lock(), threading.Event()
+    window, lock = Window(clients, seconds), threading.Lock()
+    ended, over = threading.Event(), threading.Event()
     place = url.removeprefix("http://")
     connections = [http.client.HTTPConnection(place, timeout=SETTLED_AFTER_S) for _ in range(clients)]
 
@@ -104,7 +115,7 @@ def closed_loop(url: str, path: str, bodies: list[bytes], clients: int, seconds:
                 degraded = b'"degraded":true' in body
                 window.note(number, sent, time.perf_counter(), status, degraded=degraded)
                 if window.ended is not None:
-                    over.set()
+                    ended.set()
             if status != 200:
                 over.wait(0.05)
             index += clients
@@ -112,7 +123,8 @@ def closed_loop(url: str, path: str, bodies: list[bytes], clients: int, seconds:
     threads = [threading.Thread(target=client, args=(number,), daemon=True) for number in range(clients)]
     for thread in threads:
         thread.start()
-    over.wait(SETTLED_AFTER_S + seconds)
+    if ended.wait(SETTLED_AFTER_S + seconds):
+        time.sleep(BURST_S)
     over.set()
     for connection in connections:
         _break(connection)

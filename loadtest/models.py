@@ -39,8 +39,9 @@ def models(
 
     In a child process, so that torch's memory is gone before anything is measured.
     """
-    key = hashlib.sha256(checkpoint.read_bytes() + str(data and data.resolve()).encode()).hexdigest()[:12]
-    made = Models(repository or folder / f"models-{key}", folder / f"stock-{key}.onnx")
+    key = hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:8]
+    on = hashlib.sha256(str(data.resolve()).encode()).hexdigest()[:8] if data else "generated"
+    made = Models(repository or folder / f"models-{key}-{on}", folder / f"stock-{key}.onnx")
     lacking = [] if made.stock.exists() else ["stock"]
     if repository is None:
         names = {"fp32": NAME, "int8": f"{NAME}_int8"}

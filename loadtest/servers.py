@@ -19,7 +19,7 @@ from closed_loop import HEADERS
 
 ROOT = Path(__file__).resolve().parent.parent
 START_S = 90.0
-STOP_S = 5.0
+STOP_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,8 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     for each in family:
         with suppress(psutil.NoSuchProcess):
             each.kill()  # psutil checks the start time: a number used again is not ended
-    process.wait(STOP_S)
-    psutil.wait_procs(family, STOP_S)
+    process.wait(10)
+    psutil.wait_procs(family, 10)
 
 
 def memory(pid: int) -> Memory:
