@@ -12,7 +12,7 @@ DEV  := .venv-dev
 INPUTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help serve triton dev test lint types imports core train evaluate export bench lock clean distclean
+.PHONY: help serve triton dev test lint types imports core train evaluate export bench loadtest lock clean distclean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1~/' | awk -F'~' '{printf "%-18s %s\n", $$1, $$2}'
@@ -49,8 +49,11 @@ evaluate: $(DEV)/.complete  ## alexnet evaluate; ARGS='MODEL DATA'
 export: $(DEV)/.complete  ## alexnet export; ARGS=CHECKPOINT
 	$(DEV)/bin/alexnet export $(ARGS)
 
-bench: $(DEV)/.complete  ## the gateway beside the naive way, in one run; ARGS=CHECKPOINT
+bench: $(DEV)/.complete  ## the gateway beside FastAPI, LitServe, BentoML, Ray Serve; ARGS='--data DATA'
 	$(DEV)/bin/python loadtest/bench.py $(ARGS)
+
+loadtest: $(DEV)/.complete  ## how much a gateway can answer, and how soon: a report; ARGS='--images FOLDER'
+	$(DEV)/bin/python loadtest/load_test.py $(ARGS)
 
 lock: $(DEV)/.complete  ## newest versions that pyproject.toml allows -> constraints.txt
 	$(DEV)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[dev]'
@@ -64,8 +67,8 @@ clean:  ## caches and build leftovers
 	rm -rf build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
 
-distclean: clean  ## also both environments
-	rm -rf $(CORE) $(DEV)
+distclean: clean  ## also the environments, and what `make bench` keeps
+	rm -rf $(CORE) $(DEV) .bench
 
 $(CORE)/.complete: $(INPUTS)
 	$(call environment,$(CORE))

@@ -2,14 +2,14 @@
 
     python loadtest/bench.py [CHECKPOINT] [--data DATA | --images FOLDER] [--only fastapi,fp32,int8]
 
-FastAPI as tutorials have it, LitServe, BentoML and Ray Serve, each in an environment of its own under
-.bench/, answer the same ten-crop job with the same weights (full width, stock export) for the same
+FastAPI as tutorials have it, LitServe, BentoML and Ray Serve, each in an environment of its own
+under .bench/, answer the same ten-crop job with the same weights (full width, stock export) for the same
 photographs as this gateway does in FP32, INT8, with crops=auto and over Triton.
 
 First everything is prepared (environments, models) and each peer's set-ups are tried, so that the
-best of each takes part; both are kept for the next run. Then rounds: every server is started, loaded with 1, 8
-and 32 clients, weighed and stopped, one after the other, in an order that turns. Everything is done
-within --minutes. Tables are printed; JSON, a plot and a page go to loadtest/results/. Loopback only.
+best of each takes part; both are kept for the next run. Then rounds: every server is started, loaded
+with 1, 8 and 32 clients, weighed and stopped, one after the other, in an order that turns. Everything
+is done within --minutes. Tables are printed; JSON, a plot and a page go to loadtest/results/. Loopback only.
 """
 
 from __future__ import annotations

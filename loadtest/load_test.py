@@ -29,9 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench_page import STYLE, html_table
 from closed_loop import multipart
-from figures import table
+from figures import percentiles, table
 from machine import machine
-from open_loop import Answers, answer_rows, open_loops, stage_rows
+from open_loop import Answers, answer_rows, mixed_urls, open_loops, stage_rows
 from photographs import from_folder, given_folder, mixed
 from ramp import STEPS, Ramp, Step
 from servers import ROOT, free_port, started
@@ -62,7 +62,7 @@ def triton(given: argparse.Namespace, stack: ExitStack) -> str:
 
 
 def locust(given: argparse.Namespace, url: str, grpc: str) -> tuple[Ramp, dict[str, list[float]]]:
-    """Run Locust headless; the ramp's steps, and p50, p95, p99 of each stage in milliseconds."""
+    """Run Locust headless; the ramp's steps, and each stage's milliseconds in every answer."""
     found = given.out / "locust.json"
     found.unlink(missing_ok=True)
     command = [sys.executable, "-m", "locust", "-f", "loadtest/locustfile.py", "--headless", "--only-summary"]
@@ -70,17 +70,22 @@ def locust(given: argparse.Namespace, url: str, grpc: str) -> tuple[Ramp, dict[s
     command += ["--steps", given.steps, "--step-s", str(given.step_s), "--exit-code-on-error", "0"]
     command += ["--images", str(given.images or ""), "--triton", grpc, "--triton-model", given.model]
     command += ["--csv", str(given.out / "locust"), "--stop-timeout", "10", "--loglevel", "WARNING"]
-    subprocess.run(command, cwd=ROOT, check=True)
+    with (given.out / "locust.txt").open("w") as said:
+        ended = subprocess.run(command, check=False, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT)
+    if ended.returncode or not found.exists():
+        raise RuntimeError(f"Locust failed; it said:\n{(given.out / 'locust.txt').read_text()[-2000:]}")
     told: dict[str, Any] = json.loads(found.read_text())
     steps = [Step(s["users"], s["seconds"], tuple(s["latencies_ms"]), s["failed"]) for s in told["steps"]]
-    return Ramp([int(each) for each in given.steps.split(",")], steps), told["stages"]
+    return Ramp([int(each) for each in given.steps.split(",")], steps), told["stages_ms"]
 
 
 def stage_percentiles(stages: dict[str, list[float]]) -> list[list[str]]:
     """After the headings, a row a stage of the whole ramp."""
+    taken = {name: percentiles(values) for name, values in stages.items()}
+    figures = [(name, (each.p50, each.p95, each.p99)) for name, each in taken.items()]
     return [
         ["stage ms, all steps", "p50", "p95", "p99"],
-        *([name, *(f"{ms:.1f}" for ms in found)] for name, found in stages.items()),
+        *([name, *(f"{ms:.1f}" for ms in found)] for name, found in figures),
     ]
 
 
@@ -123,7 +128,7 @@ def main() -> None:
         most = ramp.best.per_s if ramp.best else 1.0
         rates = [round(share * most, 1) for share in SHARES]
         bodies = [multipart(file) for file in files]
-        opened = asyncio.run(open_loops(url, "/classify?crops=ten", bodies, rates, given.open_s))
+        opened = asyncio.run(open_loops(mixed_urls(url), bodies, rates, given.open_s))
     report(given, ramp, stages, opened, began)
 
 
@@ -139,7 +144,7 @@ def report(
         f"{time.monotonic() - began:.0f} s",
     ]
     closed = "Closed loop (Locust): users who send the next photograph when they have their answer"
-    opened_title = "Open loop: arrivals at random, latency from the intended moment, ten crops"
+    opened_title = "Open loop: arrivals at random, latency from the intended moment"
     tables = [
         (closed, ramp.rows()),
         ("Where the time goes (closed loop)", stage_percentiles(stages)),
@@ -151,7 +156,7 @@ def report(
         lines += ["", title, *table(rows)]
     print("\n".join(lines))
     (given.out / "loadtest.html").write_text(page(facts, ramp.verdict(), tables))
-    found = {"ramp": asdict(ramp), "stages": stages, "open_loop": [asdict(each) for each in opened]}
+    found = {"ramp": asdict(ramp), "stages_ms": stages, "open_loop": [asdict(each) for each in opened]}
     (given.out / "loadtest.json").write_text(json.dumps({"facts": facts} | found) + "\n")
     print(f"\nwritten: {given.out}/loadtest.html, locust.html, loadtest.json", file=sys.stderr)
 

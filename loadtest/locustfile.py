@@ -31,9 +31,9 @@ from locust.env import Environment
 import grpc.experimental.gevent
 import numpy as np
 from closed_loop import HEADERS, multipart
-from photographs import from_folder, given_folder, mixed
+from photographs import CROPS, from_folder, given_folder, mixed
 from ramp import STEPS
-from saturation import STAGE, Saturation
+from saturation import Saturation, note_stages
 from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 
@@ -42,9 +42,6 @@ from serving.preprocess import prepare
 
 # Before any channel is opened: else a call of gRPC's own threads stops every other user.
 grpc.experimental.gevent.init_gevent()
-
-CROPS = {Crops.TEN: 0.7, Crops.AUTO: 0.2, Crops.CENTER: 0.1}
-"""How often each is asked for."""
 
 PHOTOGRAPHS: list[bytes] = []
 
@@ -70,13 +67,6 @@ def _prepare(environment: Environment, **_: Any) -> None:
         environment.user_classes = [each for each in environment.user_classes if each is not TritonUser]
 
 
-def note_stages(environment: Environment, timing_ms: dict[str, float]) -> None:
-    """The answer's own times as entries of their own. Not through the event `request`, which would add
-    them to the aggregated requests, and so to the report's requests a second."""
-    for stage, ms in timing_ms.items():
-        environment.stats.get(stage, STAGE).log(ms, 0)  # type: ignore[arg-type]  # it takes fractions
-
-
 class Uploader(FastHttpUser):
     """Sends the next photograph as soon as it has its answer: a closed loop, over a kept connection."""
 
@@ -92,7 +82,7 @@ class Uploader(FastHttpUser):
     @task
     def classify(self) -> None:
         """One photograph."""
-        crops = str(self.rng.choice([str(each) for each in CROPS], p=list(CROPS.values())))
+        crops = str(self.rng.choice(list(CROPS), p=list(CROPS.values())))
         photograph = PHOTOGRAPHS[self.rng.integers(len(PHOTOGRAPHS))]
         body: Any = multipart(photograph) if self.form else photograph
         headers = HEADERS if self.form else {"Content-Type": "image/jpeg"}

@@ -15,7 +15,6 @@ import argparse
 import asyncio
 import json
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,7 +26,7 @@ import numpy.typing as npt
 from closed_loop import HEADERS, multipart
 from figures import percentiles, table
 from machine import machine
-from photographs import given_folder, photographs
+from photographs import CROPS, given_folder, photographs
 
 TIMEOUT_S = 30.0
 
@@ -50,13 +49,13 @@ class Answers:
     seconds: float
     latencies_ms: list[float] = field(default_factory=list)
     stages_ms: dict[str, list[float]] = field(default_factory=dict)
-    statuses: Counter[str] = field(default_factory=Counter)
+    statuses: dict[str, int] = field(default_factory=dict)
     late_ms: list[float] = field(default_factory=list)
     degraded: int = 0
 
     def note(self, status: str, latency_ms: float, body: dict[str, Any]) -> None:
         """One answer; only those that answer the photograph have a latency and stages."""
-        self.statuses[status] += 1
+        self.statuses[status] = self.statuses.get(status, 0) + 1
         if status != "200":
             return
         self.latencies_ms.append(latency_ms)
@@ -95,13 +94,25 @@ def stage_rows(found: Sequence[Answers]) -> list[list[str]]:
     return rows
 
 
-async def open_loop(
-    client: httpx.AsyncClient, url: str, bodies: list[bytes], rate: float, seconds: float, seed: int = 0
-) -> Answers:
-    """Send to `url` at the given rate; ends when the last answer is there, or after TIMEOUT_S."""
-    answers, started = Answers(rate, seconds), time.perf_counter()
+def mixed_urls(url: str) -> list[str]:
+    """Of a gateway: each way to ask, in its proportion."""
+    return [f"{url}/classify?crops={crops}" for crops, share in CROPS.items() for _ in range(round(20 * share))]
 
-    async def one(due: float, body: bytes) -> None:
+
+async def open_loop(
+    client: httpx.AsyncClient,
+    urls: Sequence[str],
+    bodies: Sequence[bytes],
+    rate: float,
+    seconds: float,
+    seed: int = 0,
+) -> Answers:
+    """Send to one of `urls` by chance at the given rate; ends when the last answer is there, or after
+    TIMEOUT_S."""
+    answers, started = Answers(rate, seconds), time.perf_counter()
+    rng = np.random.default_rng(seed)
+
+    async def one(due: float, url: str, body: bytes) -> None:
         answers.late_ms.append(1000 * (time.perf_counter() - due))
         told: dict[str, Any] = {}
         try:
@@ -116,18 +127,19 @@ async def open_loop(
         for number, after in enumerate(arrivals(rate, seconds, seed)):
             due = started + float(after)
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            tasks.create_task(one(due, bodies[number % len(bodies)]))
+            url = urls[rng.integers(len(urls))]
+            tasks.create_task(one(due, url, bodies[number % len(bodies)]))
     return answers
 
 
 async def open_loops(
-    url: str, path: str, bodies: list[bytes], rates: Sequence[float], seconds: float
+    urls: Sequence[str], bodies: Sequence[bytes], rates: Sequence[float], seconds: float
 ) -> list[Answers]:
     """One rate after the other; a few photographs first, so that connections stand and engines are warm."""
     unlimited = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     async with httpx.AsyncClient(timeout=TIMEOUT_S, limits=unlimited, trust_env=False) as client:
-        await open_loop(client, url + path, bodies, min(rates), 2, seed=1)
-        return [await open_loop(client, url + path, bodies, rate, seconds) for rate in rates]
+        await open_loop(client, urls, bodies, min(rates), 2, seed=1)
+        return [await open_loop(client, urls, bodies, rate, seconds) for rate in rates]
 
 
 def main() -> None:
@@ -135,13 +147,14 @@ def main() -> None:
     parser.add_argument("url", help="http://HOST:PORT of a gateway")
     parser.add_argument("--rates", default="2,5,10", help="photographs a second, with commas")
     parser.add_argument("--seconds", type=float, default=20, help="at each rate")
-    parser.add_argument("--crops", default="ten", choices=["ten", "center", "auto"])
+    parser.add_argument("--crops", default="ten", choices=["ten", "center", "auto", "mixed"])
     parser.add_argument("--images", type=Path, help="a folder of photographs [default: generated]")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     bodies = [multipart(file) for file in photographs(given_folder(given.images))]
-    path, rates = f"/classify?crops={given.crops}", [float(rate) for rate in given.rates.split(",")]
-    found = asyncio.run(open_loops(given.url.rstrip("/"), path, bodies, rates, given.seconds))
+    url, rates = given.url.rstrip("/"), [float(rate) for rate in given.rates.split(",")]
+    urls = [f"{url}/classify?crops={given.crops}"] if given.crops != "mixed" else mixed_urls(url)
+    found = asyncio.run(open_loops(urls, bodies, rates, given.seconds))
     print(machine(("httpx", "numpy")))
     print("\n".join([*table(answer_rows(found)), "", *table(stage_rows(found))]))
     if given.json:

@@ -27,6 +27,9 @@ SIZES: tuple[tuple[tuple[int, int], float], ...] = (
 """Width, height, and how many of all uploads have it; a third of them stand upright."""
 UPRIGHT = 1 / 3
 
+CROPS = {"ten": 0.7, "auto": 0.2, "center": 0.1}
+"""How often each of `?crops=` is asked for."""
+
 
 def given_folder(folder: Path | None) -> Path | None:
     """The folder that was asked for: by flag, or by ALEXNET_IMAGES."""
