@@ -96,7 +96,8 @@ def stage_rows(found: Sequence[Answers]) -> list[list[str]]:
 
 def mixed_urls(url: str) -> list[str]:
     """Of a gateway: each way to ask, in its proportion."""
-    return [f"{url}/classify?crops={crops}" for crops, share in CROPS.items() for _ in range(round(20 * share))]
+    asked = [crops for crops, share in CROPS.items() for _ in range(round(20 * share))]
+    return [f"{url}/classify?crops={crops}" for crops in asked]
 
 
 async def open_loop(
@@ -127,7 +128,7 @@ async def open_loop(
         for number, after in enumerate(arrivals(rate, seconds, seed)):
             due = started + float(after)
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            url = urls[rng.integers(len(urls))]
+            url = urls[int(rng.integers(len(urls)))]
             tasks.create_task(one(due, url, bodies[number % len(bodies)]))
     return answers
 
