@@ -16,26 +16,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench_page import page
 from bench_plot import plot
-from bench_results import AT, Ceiling, Measured, Results, Run, Tried, text
-from closed_loop import closed_loop, multipart
+from bench_results import Results, text
+from bench_rounds import Bench, keep_tried, load_tried, rounds
+from closed_loop import multipart
 from environments import FOLDER, PEERS, environment
 from machine import machine
 from models import Models, models
 from photographs import MOST, from_folder, generated, given_folder, resized
-from servers import ROOT, free_port, memory, started
-from systems import DEFAULT, Setup, System, chosen
+from servers import ROOT
+from systems import DEFAULT, chosen
 
 RESULTS = ROOT / "loadtest" / "results"
 KEPT = FOLDER / "setups.json"
@@ -43,112 +43,10 @@ KEPT = FOLDER / "setups.json"
 CHECKPOINT = Path("checkpoints/imagenette.safetensors")
 SPARE_S = 10.0
 """Of the time allowed: for the report."""
-
-
-@dataclass
-class Bench:
-    """One run's means and what it has found so far."""
-
-    made: Models
-    binaries: dict[str, Path]
-    bodies: list[bytes]
-    clients: list[int]
-    seconds: float
-    known: dict[str, list[Tried]] = field(default_factory=dict)
-    measured: list[Measured] = field(default_factory=list)
-    runs: list[Run] = field(default_factory=list)
-    tried: list[Tried] = field(default_factory=list)
-    ceilings: list[Ceiling] = field(default_factory=list)
-
-    def command(self, system: System, port: int, setup: Setup) -> tuple[list[str], dict[str, str]]:
-        """What to start, and its environment."""
-        peer = {"PEER_MODEL": str(self.made.stock), "PEER_PORT": str(port), "PYTHONPATH": "loadtest/peers"}
-        binaries = self.binaries.get(system.name, Path(sys.executable).parent)
-        return system.command(binaries, port, setup), setup.environment | (peer if system.peer else {})
-
-    def try_setups(self, system: System) -> System:
-        """The system with the fastest of its set-ups; a single one is not tried."""
-        if len(system.setups) == 1:
-            return system
-        if known := self.known.get(system.name):
-            self.tried += known
-            best = next(index for index, each in enumerate(known) if each.chosen)
-            return replace(system, setups=(system.setups[best],))
-        found: list[Tried] = []
-        for setup in system.setups:
-            port = free_port()
-            command, variables = self.command(system, port, setup)
-            with started(command, port, self.bodies[0], variables, system.path) as server:
-                one, some = (
-                    closed_loop(server.url, system.path, self.bodies, clients, self.seconds / 2)
-                    for clients in (1, AT)
-                )
-            alone = sorted(one.latencies_ms)[len(one.latencies_ms) // 2]
-            found.append(Tried(system.name, setup.says, some.images_per_s, alone))
-        best = max(range(len(found)), key=lambda index: found[index].images_per_s)
-        found = [replace(each, chosen=index == best) for index, each in enumerate(found)]
-        self.known[system.name] = found
-        self.tried += found
-        return replace(system, setups=(system.setups[best],))
-
-    def run(self, system: System, number: int) -> None:
-        """One server's life in one round."""
-        port = free_port()
-        command, variables = self.command(system, port, system.setups[0])
-        with started(command, port, self.bodies[0], variables, system.path) as server:
-            for clients in self.clients:
-                load = closed_loop(server.url, system.path, self.bodies, clients, self.seconds)
-                self.measured.append(Measured(system.name, number, **asdict(load)))
-            weight = memory(server.pid)
-        self.runs.append(
-            Run(system.name, number, server.ready_s, weight.pss, weight.rss, weight.processes)
-        )
-
-    def ceiling(self, model: str, number: int) -> None:
-        """The engine's own loop, in a process of its own."""
-        command = [sys.executable, "loadtest/ceiling.py", str(self.made.repository), model]
-        command += ["--seconds", str(self.seconds)]
-        said = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-        self.ceilings.append(Ceiling(model, number, json.loads(said)["images_per_s"]))
-
-
-def tried_on() -> str:
-    """What trying again would depend on: machine and versions."""
-    return machine() + repr(PEERS)
-
-
-def load_tried(file: Path) -> dict[str, list[Tried]]:
-    """By peer; empty where nothing is kept, or of another machine or other versions."""
-    kept = json.loads(file.read_text()) if file.exists() else {}
-    if kept.get("on") != tried_on():
-        return {}
-    return {name: [Tried(**each) for each in tried] for name, tried in kept["tried"].items()}
-
-
-def keep_tried(file: Path, tried: dict[str, list[Tried]]) -> None:
-    """For the next run."""
-    told = {name: [asdict(each) for each in found] for name, found in tried.items()}
-    file.write_text(json.dumps({"on": tried_on(), "tried": told}, indent=1) + "\n")
-
-
-def rounds(
-    bench: Bench, systems: list[System], most: int, until: float, say: Callable[[str], None]
-) -> None:
-    """As many as fit before `until`, on the clock of time.monotonic; at least one."""
-    models = dict.fromkeys(system.ceiling for system in systems if system.ceiling)
-    longest = 0.0
-    for number in range(most):
-        began = time.monotonic()
-        if number and began + longest > until:
-            say(f"no time for round {number + 1}; --minutes allows more")
-            break
-        say(f"round {number + 1}: {', '.join(system.name for system in systems)}, the engine alone")
-        turn = number % len(systems)
-        for system in systems[turn:] + systems[:turn]:
-            bench.run(system, number)
-        for model in models:
-            bench.ceiling(model, number)
-        longest = max(longest, time.monotonic() - began)
+GENERATED = (
+    "no --data: INT8 was calibrated on generated photographs, good for its speed alone; "
+    "crops=auto depends on how sure the network is of real ones"
+)
 
 
 def bodies(given: argparse.Namespace) -> tuple[list[bytes], str]:
@@ -214,40 +112,28 @@ def main() -> None:
     sent, photographs = bodies(given)
     bench = Bench(made, binaries, sent, [int(each) for each in given.clients.split(",")], given.seconds)
     bench.known = {} if given.again else load_tried(KEPT)
-    systems = []
-    for system in chosen(given.only, made):
-        if len(system.setups) > 1:
-            known = "tried before" if system.name in bench.known else "trying"
-            say(f"{system.name}'s set-ups: {known}")
-        systems.append(bench.try_setups(system))
+    systems = [bench.try_setups(system, say) for system in chosen(given.only, made)]
     keep_tried(KEPT, bench.known)
     rounds(bench, systems, given.rounds, began + 60 * given.minutes - SPARE_S, say)
-    done = 1 + max(run.round for run in bench.runs)
-    results = Results(
-        bench.measured, bench.runs, bench.tried, bench.ceilings,
-        titles={system.name: system.says for system in systems},
-        peers=[system.name for system in systems if system.peer],
-        ceiling_of={system.name: system.ceiling for system in systems if system.ceiling},
-    )  # fmt: skip
+    results = bench.results(systems)
     facts = [
         "python " + " ".join(sys.argv),
         machine(),
         "; ".join(", ".join(PEERS[name]) for name in binaries),
-        f"{photographs}, ten crops, full width; {done} rounds of {given.seconds:g} s a load",
+        f"{photographs}, ten crops, full width; {results.rounds} rounds of {given.seconds:g} s a load",
         *([] if given.data or given.repository else [GENERATED]),
     ]
     print("\n".join([*facts, *text(results)]))
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "bench.json").write_text(json.dumps({"facts": facts} | asdict(results)) + "\n")
-    (given.out / "bench.svg").write_text(plot(results))
-    (given.out / "bench.html").write_text(page(results, facts))
+    write(results, facts, given.out)
     say(f"written: {given.out}/bench.html, bench.svg, bench.json")
 
 
-GENERATED = (
-    "no --data: INT8 was calibrated on generated photographs, good for its speed alone; "
-    "crops=auto depends on how sure the network is of real ones"
-)
+def write(results: Results, facts: Sequence[str], folder: Path) -> None:
+    """As data, as a picture, as a page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "bench.json").write_text(json.dumps({"facts": facts} | asdict(results)) + "\n")
+    (folder / "bench.svg").write_text(plot(results))
+    (folder / "bench.html").write_text(page(results, facts))
 
 
 if __name__ == "__main__":

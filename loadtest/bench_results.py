@@ -69,6 +69,11 @@ class Results:
     peers: list[str]
     ceiling_of: dict[str, str]
 
+    @property
+    def rounds(self) -> int:
+        """Those that were finished."""
+        return 1 + max((run.round for run in self.runs), default=-1)
+
     def rate(self, system: str, clients: int = AT) -> Spread | None:
         """Images a second over rounds; None where it did not take part."""
         rates = [m.images_per_s for m in self.measured if (m.system, m.clients) == (system, clients)]
@@ -79,6 +84,11 @@ class Results:
         found = [m.latencies_ms for m in self.measured if (m.system, m.clients) == (system, clients)]
         values = [ms for each in found for ms in each]
         return percentiles(values) if values else None
+
+    def failed(self, system: str, clients: int) -> int:
+        """Requests that were refused, or answered with fewer crops than asked for."""
+        loads = [m for m in self.measured if (m.system, m.clients) == (system, clients)]
+        return sum(load.refused + load.degraded for load in loads)
 
     def ceiling(self, system: str) -> Spread | None:
         """Of the model behind it."""
@@ -109,7 +119,7 @@ class Target:
 
 def speed_rows(results: Results) -> list[list[str]]:
     """A line for each server and load, after the headings."""
-    rows = [["server", "clients", "images/s (min-max)", "p50 ms", "p95", "p99", "answers", "x best peer"]]
+    rows = [["server", "clients", "images/s (min-max)", "p50 ms", "p95", "p99", "answers", "failed", "x best peer"]]
     loads = sorted({m.clients for m in results.measured})
     for clients in loads:
         best = results.best_peer(clients)
@@ -119,7 +129,8 @@ def speed_rows(results: Results) -> list[list[str]]:
                 continue
             times = [f"{ms:.1f}" for ms in (latency.p50, latency.p95, latency.p99)]
             ratio = f"{rate.median / best[1]:.2f}" if best else ""
-            rows.append([system, str(clients), str(rate), *times, str(latency.count), ratio])
+            counts = [str(latency.count), str(results.failed(system, clients))]
+            rows.append([system, str(clients), str(rate), *times, *counts, ratio])
     return rows
 
 

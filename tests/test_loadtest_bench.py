@@ -21,6 +21,7 @@ from bench_results import (
     targets,
     text,
 )
+from bench_rounds import keep_tried, load_tried, with_choice
 from environments import COMMON, PEERS
 from models import Models
 from systems import DEFAULT, chosen, ours, peers
@@ -63,7 +64,7 @@ def test_the_best_peer_is_the_one_with_the_highest_median(results: Results) -> N
 
 def test_rows_have_the_ratio_to_the_best_peer_under_the_same_load(results: Results) -> None:
     rows = {(row[0], row[1]): row for row in speed_rows(results)[1:]}
-    assert rows["fp32", "8"][2:] == ["19.0 (18.0-20.0)", "420.0", "421.0", "421.0", "9", "1.90"]
+    assert rows["fp32", "8"][2:] == ["19.0 (18.0-20.0)", "420.0", "421.0", "421.0", "9", "0", "1.90"]
     assert rows["fastapi", "8"][-1] == "0.90"
     assert rows["ray", "8"][-1] == "1.00"
 
@@ -109,6 +110,32 @@ def test_without_peers_nothing_is_claimed_about_them(results: Results) -> None:
 
 def test_start_and_memory_are_medians_over_rounds(results: Results) -> None:
     assert life_rows(results)[1:] == [["fp32", "3.5 (2.5-4.5)", "500", "600", "1"]]
+
+
+def test_a_refusal_or_a_degraded_answer_is_told(results: Results) -> None:
+    some = [replace(each, refused=2, degraded=1) if each.system == "ray" else each for each in results.measured]
+    rows = {(row[0], row[1]): row for row in speed_rows(replace(results, measured=some))[1:]}
+    assert rows["ray", "8"][-2] == "9" and rows["fp32", "8"][-2] == "0"
+
+
+def test_the_fastest_set_up_is_chosen_and_the_simpler_of_two_that_are_alike() -> None:
+    def chosen_of(*rates: float) -> int:
+        tried = [Tried("ray", str(index), rate, 100.0) for index, rate in enumerate(rates)]
+        return [each.chosen for each in with_choice(tried)].index(True)
+
+    assert chosen_of(7.8, 8.5, 8.3) == 1
+    assert chosen_of(7.6, 8.0, 8.1) == 1
+    assert chosen_of(5.0, 6.0, 9.0) == 2
+
+
+def test_set_ups_are_kept_for_the_same_machine_and_versions_alone(tmp_path: Path) -> None:
+    tried = {"ray": [Tried("ray", "one", 7.0, 100.0, chosen=True)]}
+    file = tmp_path / "setups.json"
+    assert load_tried(file) == {}
+    keep_tried(file, tried)
+    assert load_tried(file) == tried
+    file.write_text(file.read_text().replace("ray[serve]==", "ray[serve]==1"))
+    assert load_tried(file) == {}
 
 
 def test_every_set_up_tried_is_told_and_the_chosen_one_marked(results: Results) -> None:
