@@ -119,7 +119,8 @@ class Target:
 
 def speed_rows(results: Results) -> list[list[str]]:
     """A line for each server and load, after the headings."""
-    rows = [["server", "clients", "images/s (min-max)", "p50 ms", "p95", "p99", "answers", "failed", "x best peer"]]
+    counts = ["answers", "failed", "x best peer"]
+    rows = [["server", "clients", "images/s (min-max)", "p50 ms", "p95", "p99", *counts]]
     loads = sorted({m.clients for m in results.measured})
     for clients in loads:
         best = results.best_peer(clients)
