@@ -34,7 +34,7 @@ from closed_loop import HEADERS, multipart
 from photographs import CROPS, from_folder, given_folder, mixed
 from ramp import STEPS
 from saturation import Saturation, note_stages
-from tritonclient.grpc import InferenceServerClient, InferInput
+from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
 
 from serving.contract import INPUT_NAME, OUTPUT_NAME, Crops
@@ -124,7 +124,8 @@ class TritonUser(User):
         failure: Exception | None = None
         began, length = time.perf_counter(), 0
         try:
-            result = self.triton.infer(self.model, [images], client_timeout=30)
+            outputs = [InferRequestedOutput(OUTPUT_NAME)]
+            result = self.triton.infer(self.model, [images], outputs=outputs, client_timeout=30)
             length = result.as_numpy(OUTPUT_NAME).nbytes
         except InferenceServerException as error:
             failure = error

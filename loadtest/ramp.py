@@ -10,6 +10,8 @@ from figures import percentiles
 STEPS = (1, 2, 4, 8, 16, 32, 64)
 GAIN = 1.05
 """A step that brings less than 5 % more answers than the best before it brings nothing."""
+LEAST_USERS = 8
+"""Fewer may be told by chance that there is no more: a few users hardly meet in the queue."""
 TOO_MANY_FAILED = 0.05
 
 
@@ -57,7 +59,7 @@ class Ramp:
         """Two steps in a row brought nothing, or one had many failures: a single one may be chance."""
         if self.done and self.done[-1].failed_share > TOO_MANY_FAILED:
             return True
-        if len(self.done) < 3:
+        if len(self.done) < 3 or self.done[-1].users < LEAST_USERS:
             return False
         before = max(step.per_s for step in self.done[:-2])
         return all(step.per_s < GAIN * before for step in self.done[-2:])

@@ -232,6 +232,13 @@ def test_the_ramp_ends_when_two_steps_in_a_row_bring_nothing() -> None:
     assert ramp.verdict() == "saturated at 4 users: 12.0 answers a second; more only wait longer"
 
 
+def test_a_few_users_are_not_enough_to_call_it_saturated() -> None:
+    ramp = Ramp((1, 2, 4, 8), [step(1, 9), step(2, 9), step(4, 9)])
+    assert ramp.next_users() == 8
+    ramp.done.append(step(8, 9))
+    assert ramp.saturated and ramp.best == ramp.done[0]
+
+
 def test_one_step_without_a_gain_may_be_chance() -> None:
     ramp = Ramp((1, 2, 4, 8), [step(1, 6), step(2, 6), step(4, 9)])
     assert not ramp.saturated
