@@ -1,10 +1,10 @@
 """The models under test, full width: the stock export for the peers, FP32 and INT8 for the gateway.
 
-    python loadtest/models.py CHECKPOINT FOLDER [--data DATA] [--without int8]
+    python loadtest/models.py CHECKPOINT STOCK.onnx REPOSITORY stock fp32 int8 [--data DATA]
 
-Made once for each checkpoint and DATA. INT8 is calibrated on DATA/train; without DATA on generated
-photographs, which is good for its speed alone: what such a version answers is worth nothing, and so
-is the speed of `crops=auto`, which asks how sure it is.
+`make bench` calls it, once for each checkpoint and DATA. INT8 is calibrated on DATA/train; without
+DATA on generated photographs, which is good for its speed alone: what such a version answers is
+worth nothing, and so is the speed of `crops=auto`, which asks how sure it is.
 """
 
 from __future__ import annotations
