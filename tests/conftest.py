@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 import pytest
+from chromium import browser, open_page  # noqa: F401 (fixtures)
 from support import NARROW, FakeBackend, serving, triton_repository
 
 from serving.backends import Backend

@@ -1,189 +1,133 @@
-// One picture's card: the picture, its labels, its time, and what each crop said.
+// One photograph's card: its picture, where it is on its way, and in the end its answer.
 
-import { centreSquare, cut } from "./crops.js";
+import { labels, timing } from "./answer.js";
+import { copyButton, curl } from "./copy.js";
+import { button, element } from "./element.js";
+import { counted, megabytes, seconds } from "./text.js";
+import { thumbnail } from "./thumbnail.js";
+import { views } from "./views.js";
 
-const STAGES = ["read", "decode", "queue", "infer", "post"];
+const LARGE_BYTES = 1e6; // smaller uploads are over before a bar can be read
+const TICK_MS = 250;
 
-/** An element with classes, text and children; text goes in as text, never as markup. */
-export function element(tag, { classes = "", text = "", ...attributes } = {}, children = []) {
-  const node = document.createElement(tag);
-  if (classes) node.className = classes;
-  if (text) node.textContent = text;
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  node.append(...children);
-  return node;
-}
-
-/** A card in its waiting state; `show` and `fail` finish it. */
+/** Draws a photograph at each of its changes; `acts`: `{cancel, again, whole}`, each given the photograph. */
 export class Card {
-  constructor(file) {
-    this.file = file;
-    this.name = file.name || "pasted picture";
-    this.picture = this.#preview();
-    this.result = element("div", {}, [element("p", { classes: "working", text: "Waiting for its turn …" })]);
-    this.node = element("li", { classes: "card" }, [
-      element("div", { classes: "card-body" }, [this.picture, this.result]),
-    ]);
+  #drawn = "";
+  #ticking;
+
+  constructor(photograph, acts) {
+    this.photograph = photograph;
+    this.acts = acts;
+    this.heading = element("h3", { text: photograph.name, tabindex: "-1", id: `photograph-${photograph.number}` });
+    this.frame = element("div", { classes: "frame" });
+    this.result = element("div", { classes: "result" });
+    this.body = element("div", { classes: "card-body" }, [this.frame, this.result]);
+    this.node = element("li", { classes: "card" }, [this.body]);
+    photograph.addEventListener("change", () => this.#draw());
+    this.#draw();
+    this.#preview();
   }
 
-  /** The upload has begun. */
+  async #preview() {
+    const { file, name } = this.photograph;
+    const none = "This browser cannot show the picture.";
+    this.frame.append(await thumbnail(file, `The picture ${name}`) ??
+      element("p", { classes: "no-picture small quiet", text: file.size ? none : "Nothing to show." }));
+  }
+
+  #draw() {
+    const { state } = this.photograph;
+    if (state === "sending" && this.#drawn === "sending") return this.#progress();
+    clearInterval(this.#ticking);
+    this.#drawn = state;
+    const focused = this.node.contains(document.activeElement);
+    this.node.querySelector(":scope > details")?.remove();
+    this.node.dataset.state = state;
+    this.result.replaceChildren(this.heading, ...this[state]());
+    if (focused && !this.node.contains(document.activeElement)) this.heading.focus();
+    if (state === "sending") this.#progress();
+    return undefined;
+  }
+
+  waiting() {
+    return [element("p", { classes: "quiet", text: "Waiting for its turn …" }), this.#cancel()];
+  }
+
   sending() {
-    this.#fill(element("p", { classes: "working", text: "Classifying …" }));
+    this.bar = element("progress", { max: "1", value: "0", "aria-label": `Upload of ${this.photograph.name}` });
+    this.words = element("p", { classes: "working" });
+    return [this.words, this.bar, this.#cancel()];
   }
 
-  fail(message) {
-    this.#fill(element("p", { classes: "error", text: message, role: "alert" }));
+  #progress() {
+    const { file, sent } = this.photograph;
+    this.bar.value = sent;
+    this.bar.hidden = file.size < LARGE_BYTES || sent === 1;
+    this.words.textContent = this.bar.hidden ? "Classifying …" :
+      `Sending ${megabytes(sent * file.size)} of ${megabytes(file.size)} …`;
   }
 
-  /** The server's answer. */
-  show(answer, crops) {
-    this.#fill(
+  holding() {
+    const words = element("p", { classes: "soon" });
+    const tick = () => {
+      const left = Math.max(0, Math.ceil((this.photograph.untilMs - Date.now()) / 1000));
+      words.textContent = `${this.photograph.failure.message} Trying again in ${left} s.`;
+    };
+    tick();
+    this.#ticking = setInterval(tick, TICK_MS);
+    return [words, this.#actions(button("Try now", () => this.photograph.hurry()), this.#cancelButton())];
+  }
+
+  locked() {
+    return [element("p", { classes: "soon", text: "Waiting for an API key." }), this.#cancel()];
+  }
+
+  failed() {
+    const { failure } = this.photograph;
+    const later = failure.waitS ? `Try again in about ${seconds(failure.waitS)}.` : "";
+    const said = [failure.said && `The server said: ${failure.said}`, failure.requestId && `Request ${failure.requestId}`];
+    const error = element("div", { classes: "error" }, [
+      element("p", {}, [element("strong", { text: failure.message }), ` ${failure.advice || later}`]),
+      ...said.filter(Boolean).map((text) => element("p", { classes: "small", text })),
+    ]);
+    if (failure.hopeless) return [error];
+    return [error, this.#actions(button("Try again", () => this.acts.again(this.photograph),
+      { label: `Try ${this.photograph.name} again` }))];
+  }
+
+  answered() {
+    const { answer, options, file, name } = this.photograph;
+    this.node.append(views(file, answer));
+    return [
+      ...(answer.degraded ? [this.#degraded(answer)] : []),
       labels(answer.predictions),
       timing(answer),
-      element("div", { classes: "actions" }, [
-        copyButton("Copy as JSON", () => JSON.stringify(answer, null, 2)),
-        copyButton("Copy as curl", () => curl(this.name, crops)),
-      ]),
-    );
-    this.node.append(this.#views(answer));
+      this.#actions(
+        copyButton("Copy as JSON", () => JSON.stringify(answer, null, 2), `Copy the answer for ${name} as JSON`),
+        copyButton("Copy as curl", () => curl(name, options), `Copy the request for ${name} as a curl line`),
+      ),
+    ];
   }
 
-  #fill(...children) {
-    this.result.replaceChildren(element("h3", { text: this.name }), ...children);
-  }
-
-  #preview() {
-    const image = element("img", { classes: "picture", alt: `The picture ${this.name}` });
-    const address = URL.createObjectURL(this.file);
-    image.addEventListener("load", () => URL.revokeObjectURL(address), { once: true });
-    image.addEventListener("error", () => {
-      URL.revokeObjectURL(address);
-      image.replaceWith(element("p", { classes: "no-picture quiet", text: "This browser cannot show the picture." }));
-    }, { once: true });
-    image.src = address;
-    return image;
-  }
-
-  #views(answer) {
-    const details = element("details", {}, [element("summary", { text: summaryOf(answer) })]);
-    details.addEventListener("toggle", async () => {
-      if (!details.open || details.dataset.drawn) return;
-      details.dataset.drawn = "true";
-      const square = await centreSquare(this.file);
-      details.append(...explanation(answer, square));
-    });
-    return details;
-  }
-}
-
-function labels(predictions) {
-  return element("ol", { classes: "labels" }, predictions.map((prediction) => {
-    const percent = 100 * prediction.probability;
-    const fill = element("span");
-    fill.style.setProperty("width", `${percent}%`);
-    return element("li", { classes: "label", title: prediction.wnid }, [
-      element("span", { text: prediction.label }),
-      element("span", { classes: "number", text: percentage(prediction.probability) }),
-      element("span", { classes: "bar", "aria-hidden": "true" }, [fill]),
-    ]);
-  }));
-}
-
-function timing({ timing_ms: timings, crops }) {
-  const bar = element("div", { classes: "stages", "aria-hidden": "true" });
-  const list = element("ul", { classes: "stage-list small quiet" });
-  for (const stage of STAGES) {
-    const part = element("span", { classes: stage });
-    part.style.setProperty("flex-grow", String(timings[stage] ?? 0));
-    bar.append(part);
-    list.append(element("li", { classes: stage, text: `${stage} ${milliseconds(timings[stage] ?? 0)}` }));
-  }
-  const total = `${milliseconds(timings.total)} in the server, ${crops} ${crops === 1 ? "crop" : "crops"}`;
-  return element("div", {}, [element("p", { classes: "small quiet", text: total }), bar, list]);
-}
-
-function summaryOf({ views }) {
-  return views.length === 1 ? "The one crop it saw" : `The ${views.length} crops, and how their mean came about`;
-}
-
-function explanation(answer, square) {
-  const winner = answer.predictions[0];
-  const own = (view) => view.predictions.find(({ index }) => index === winner.index).probability;
-  const agreeing = answer.views.filter((view) => view.predictions[0].index === winner.index).length;
-  const nodes = [
-    element("ol", { classes: "views" }, answer.views.map((view) => viewItem(view, winner, square))),
-  ];
-  if (!square) nodes.unshift(element("p", { classes: "quiet", text: "This browser cannot show the crops." }));
-  if (answer.views.length > 1) {
-    nodes.push(
+  #degraded({ crops }) {
+    return element("div", { classes: "notice" }, [
       element("p", {
-        text: `${agreeing} of ${answer.views.length} crops say “${winner.label}” first. Its probability in each, ` +
-          `and the mean of them, ${percentage(winner.probability)}, which is the answer:`,
+        text: `The server was busy and looked at ${counted(crops, "crop")} only, ` +
+          "so this answer is a little less sure than usual.",
       }),
-      meanChart(answer.views.map(own), winner.probability),
-    );
+      button("Ask again for all of them", () => this.acts.whole(this.photograph)),
+    ]);
   }
-  return nodes;
-}
 
-function viewItem(view, winner, square) {
-  const [first] = view.predictions;
-  const name = view.mirrored ? `${view.position}, mirrored` : view.position;
-  const children = [
-    element("p", { classes: "said quiet", text: name }),
-    element("p", {
-      classes: first.index === winner.index ? "said" : "said differs",
-      text: `${first.label} ${percentage(first.probability)}`,
-    }),
-  ];
-  if (square) {
-    const canvas = cut(square, view);
-    canvas.setAttribute("role", "img");
-    canvas.setAttribute("aria-label", `The crop: ${name}`);
-    children.unshift(canvas);
+  #actions(...buttons) {
+    return element("div", { classes: "actions" }, buttons);
   }
-  return element("li", {}, children);
-}
 
-function meanChart(values, mean) {
-  const columns = values.map((value) => {
-    const column = element("span", { classes: "column", title: percentage(value) });
-    column.style.setProperty("height", `${100 * value}%`);
-    return column;
-  });
-  const line = element("span", { classes: "line" }, [element("span", { text: `mean ${percentage(mean)}` })]);
-  line.style.setProperty("bottom", `${100 * mean}%`);
-  const spoken = `In each crop: ${values.map(percentage).join(", ")}; mean ${percentage(mean)}`;
-  return element("div", { classes: "mean", role: "img", "aria-label": spoken }, [...columns, line]);
-}
+  #cancelButton() {
+    return button("Cancel", () => this.acts.cancel(this.photograph), { label: `Cancel ${this.photograph.name}` });
+  }
 
-function copyButton(text, content) {
-  const button = element("button", { classes: "plain", type: "button", text });
-  button.addEventListener("click", async () => {
-    let said = "Copied";
-    try {
-      await navigator.clipboard.writeText(content());
-    } catch {
-      said = "The browser does not allow copying";
-    }
-    button.textContent = said;
-    setTimeout(() => { button.textContent = text; }, 1500);
-  });
-  return button;
-}
-
-/** The request as a shell command; the file name is quoted for the shell. */
-function curl(name, crops) {
-  const quoted = `file=@"${name.replaceAll(/["\\]/g, "\\$&")}"`.replaceAll("'", "'\\''");
-  return `curl -F '${quoted}' '${location.origin}/classify?crops=${crops}'`;
-}
-
-export function percentage(probability) {
-  const percent = 100 * probability;
-  if (percent > 0 && percent < 0.1) return "< 0.1 %";
-  return `${percent.toFixed(1)} %`;
-}
-
-function milliseconds(ms) {
-  return ms < 10 ? `${ms.toFixed(1)} ms` : `${Math.round(ms)} ms`;
+  #cancel() {
+    return this.#actions(this.#cancelButton());
+  }
 }

@@ -1,134 +1,117 @@
-// The page: photographs come in by drop, paste or choice; each gets a card, two are asked at a time.
+// The page: photographs come in, each gets a card and a row, two are asked about at a time.
 
-import { classify, Failure, fetchJson } from "./api.js";
-import { Card, element } from "./card.js";
+import { ask } from "./ask.js";
+import { Batch } from "./batch.js";
+import { Card } from "./card.js";
+import { askForKey, watchDoor } from "./door.js";
+import { announce, find } from "./element.js";
+import { limits, showFacts } from "./facts.js";
+import { Failure } from "./failure.js";
+import { watchIntake } from "./intake.js";
+import { chosen, watchOptions } from "./options.js";
+import { Photograph } from "./photograph.js";
+import { Queue } from "./queue.js";
+import { megabytes } from "./text.js";
 
-const AT_ONCE = 2;
-const SEARCHABLE = 30;
-const MODEL_RETRY_MS = 2000;
+const AT_ONCE = 2; // one is on its way while the server looks at the other
+const AT_MOST = 500; // cards a browser shows without effort
+const FEW = 3; // more are announced together, once
 const NOT_PHOTOGRAPHS = /^(text|video|audio|application)\//;
 
-const find = (id) => document.getElementById(id);
-const waiting = [];
-let working = 0;
-let limits = { max_upload_bytes: Infinity };
+const queue = new Queue(AT_ONCE, ask);
+const acts = { cancel, again, whole };
+const batch = new Batch({ stop, again: () => every("failed", again), clear });
+let photographs = [];
+let numbered = 0;
 
-function add(files) {
-  for (const file of files) {
-    const card = new Card(file);
-    find("answers").prepend(card.node);
-    const refused = refusal(file);
-    if (refused) {
-      card.fail(refused);
-      announce(`${card.name}: ${refused}`);
-    } else {
-      waiting.push(card);
-    }
-  }
-  next();
+function take(files) {
+  const free = AT_MOST - photographs.length;
+  find("overflow").textContent = files.length > free ?
+    `The first ${free} of ${files.length} were taken: the page holds ${AT_MOST}. Clear it for more.` : "";
+  for (const file of files.slice(0, free)) add(new Photograph(file, numbered += 1, chosen()));
+  find("answers").classList.toggle("many", photographs.length > FEW);
 }
 
-/** Why a file need not be sent at all, or an empty string. */
-function refusal(file) {
-  if (file.size > limits.max_upload_bytes) {
-    return `The file is ${megabytes(file.size)}; the server accepts at most ${megabytes(limits.max_upload_bytes)}.`;
-  }
-  if (file.size === 0) return "The file is empty.";
-  return NOT_PHOTOGRAPHS.test(file.type) ? `This is not a picture but ${file.type}.` : "";
+function add(photograph) {
+  photographs.push(photograph);
+  photograph.addEventListener("change", () => tell(photograph));
+  find("answers").prepend(new Card(photograph, acts).node);
+  batch.add(photograph);
+  const failure = refusal(photograph.file);
+  if (failure) photograph.become("failed", { failure });
+  else queue.add(photograph);
 }
 
-async function next() {
-  while (working < AT_ONCE && waiting.length > 0) {
-    working += 1;
-    ask(waiting.shift()).finally(() => {
-      working -= 1;
-      next();
-    });
-  }
+/** Why a file need not be sent at all, or null. */
+function refusal({ size, type }) {
+  const failure = (what, advice) => new Failure(NaN, { what, advice, hopeless: true });
+  if (size === 0) return failure("The file is empty.", "Nothing is in it; choose the original.");
+  if (NOT_PHOTOGRAPHS.test(type)) return failure(`This is not a picture but ${type}.`, "Choose a photograph.");
+  if (size <= limits.maxBytes) return null;
+  return failure(`The file has ${megabytes(size)}; the server accepts at most ${megabytes(limits.maxBytes)}.`,
+    "Save it at a lower resolution.");
 }
 
-async function ask(card) {
-  const crops = document.querySelector("input[name=crops]:checked").value;
-  card.sending();
-  try {
-    const answer = await classify(card.file, crops);
-    card.show(answer, crops);
-    const [first] = answer.predictions;
-    announce(`${card.name}: ${first.label}, ${(100 * first.probability).toFixed(0)} percent`);
-  } catch (error) {
-    if (!(error instanceof Failure)) throw error;
-    card.fail(error.message);
-  }
+/** What a change means for the ear and for the queue. */
+function tell(photograph) {
+  const { state, name, answer, failure } = photograph;
+  if (state === "locked") lock();
+  const open = photographs.some((other) => other.open);
+  if (photographs.length > FEW) return open || announce(`${batch.words}.`);
+  if (state === "failed" || state === "holding") return announce(`${name}: ${failure.message}`);
+  if (state !== "answered") return undefined;
+  const [first] = answer.predictions;
+  return announce(`${name}: ${first.label}, ${(100 * first.probability).toFixed(0)} percent`);
 }
 
-function announce(text) {
-  find("announce").textContent = text;
+function lock() {
+  queue.hold();
+  askForKey();
 }
 
-function megabytes(bytes) {
-  return bytes < 1e6 ? `${Math.max(1, Math.round(bytes / 1e3))} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
+function unlock() {
+  every("locked", again);
+  queue.release();
+  showFacts(lock);
 }
 
-async function showModel() {
-  try {
-    const [model, labels] = await Promise.all([fetchJson("/model"), fetchJson("/labels")]);
-    limits = model;
-    find("model").textContent = describe(model);
-    find("limits").textContent =
-      `${model.accepted_formats.join(", ")}; up to ${megabytes(model.max_upload_bytes)} each.`;
-    const chosen = document.querySelector(`input[name=crops][value=${model.default_crops}]`);
-    if (chosen) chosen.checked = true;
-    showClasses(labels);
-  } catch (error) {
-    if (!(error instanceof Failure)) throw error;
-    find("model").textContent = error.message;
-    setTimeout(showModel, MODEL_RETRY_MS);
+function every(state, act) {
+  for (const photograph of photographs.filter((other) => other.state === state && !other.failure?.hopeless)) {
+    act(photograph);
   }
 }
 
-function describe({ name, version, precision, backend, classes, provenance }) {
-  const accuracy = provenance?.accuracy?.top1_ten;
-  const measured = accuracy === undefined ? "" :
-    `; right first in ${(100 * accuracy).toFixed(1)} % of its validation photographs`;
-  return `${name}, version ${version}, ${precision} on ${backend}; ${classes} classes${measured}.` +
-    agreed(provenance?.parity);
+function cancel(photograph) {
+  queue.remove(photograph);
+  photograph.cancel(new Failure(NaN, { what: "Cancelled.", advice: "" }));
 }
 
-/** The parity gate's verdict: how near this version's answers are to the network that was trained. */
-function agreed(parity) {
-  if (parity === undefined) return "";
-  return ` Compared with PyTorch on ${parity.images} images before it was published: ` +
-    `probabilities within ${parity.max_abs_difference.toExponential(0)}, ` +
-    `the same first label on ${(100 * parity.top1_agreement).toFixed(1)} %.`;
+function again(photograph) {
+  photograph.become("waiting", { answer: null, failure: null });
+  queue.add(photograph);
 }
 
-function showClasses(labels) {
-  find("classes-title").textContent = `The ${labels.length} classes it knows`;
-  const items = labels.map(({ wnid, label }) => element("li", { text: label, title: wnid }));
-  find("classes").replaceChildren(...items);
-  find("filter").hidden = labels.length <= SEARCHABLE;
-  find("filter-text").addEventListener("input", ({ target }) => {
-    const wanted = target.value.toLowerCase();
-    for (const item of items) item.hidden = !item.textContent.toLowerCase().includes(wanted);
-  });
+/** Asked again, and no fewer crops will do. */
+function whole(photograph) {
+  Object.assign(photograph.options, { degrade: false });
+  again(photograph);
 }
 
-find("pick").addEventListener("click", () => find("choose").click());
-find("choose").addEventListener("change", ({ target }) => {
-  add(target.files);
-  target.value = "";
-});
-document.addEventListener("paste", ({ clipboardData }) => add(clipboardData.files));
-document.addEventListener("dragover", (event) => {
-  event.preventDefault();
-  find("drop").classList.add("over");
-});
-document.addEventListener("dragleave", ({ relatedTarget }) => {
-  if (!relatedTarget) find("drop").classList.remove("over");
-});
-document.addEventListener("drop", (event) => {
-  event.preventDefault();
-  find("drop").classList.remove("over");
-  add(event.dataTransfer.files);
-});
-showModel();
+function stop() {
+  for (const photograph of photographs.filter((other) => other.open)) cancel(photograph);
+}
+
+function clear() {
+  stop();
+  photographs = [];
+  find("answers").replaceChildren();
+  find("overflow").textContent = "";
+  batch.reset();
+  announce("Cleared.");
+  find("pick").focus();
+}
+
+watchIntake(take);
+watchOptions(() => showFacts(lock));
+watchDoor(unlock);
+showFacts(lock);
