@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, FilePayload, Page, expect, sync_playwright
+from playwright.sync_api import Browser, FilePayload, Page, Route, expect, sync_playwright
 from support import encoded, picture
 
 FLAGS = [
@@ -70,3 +71,12 @@ def photo(seed: int, name: str = "photo.jpg", **size: int) -> FilePayload:
 
 def answered(page: Page, count: int = 1) -> None:
     expect(page.locator(".labels")).to_have_count(count, timeout=15_000)
+
+
+def problem(status: int, retry_after: str = "", detail: str = "the reason") -> Callable[[Route], None]:
+    """An answer as the gateway's: a problem document, and Retry-After where there is one."""
+    body = {"type": "about:blank", "title": "T", "status": status, "detail": detail, "request_id": "r-17"}
+    headers = {"Retry-After": retry_after} if retry_after else {}
+    return lambda route: route.fulfill(
+        status=status, headers=headers, content_type="application/problem+json", body=json.dumps(body)
+    )
