@@ -48,7 +48,7 @@ function refusal({ size, type }) {
   if (size === 0) return failure("The file is empty.", "Nothing is in it; choose the original.");
   if (NOT_PHOTOGRAPHS.test(type)) return failure(`This is not a picture but ${type}.`, "Choose a photograph.");
   if (size <= limits.maxBytes) return null;
-  return failure(`The file has ${megabytes(size)}; the server accepts at most ${megabytes(limits.maxBytes)}.`,
+  return failure(`The file is ${megabytes(size)}; the server accepts at most ${megabytes(limits.maxBytes)}.`,
     "Save it at a lower resolution.");
 }
 
