@@ -26,7 +26,7 @@ triton: $(CORE)/.complete  ## a local Triton server on model_repository/; ARGS='
 dev: $(DEV)/.complete  ## the full environment: .venv-dev
 
 test: lint types imports core  ## all checks, then the tests; ARGS='-k page' passes flags to pytest
-	$(DEV)/bin/python -m pytest $(ARGS)
+	$(DEV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(DEV)/.complete  ## ruff
 	$(DEV)/bin/ruff check .

@@ -28,7 +28,10 @@ from typing import Any
 
 import httpx
 import numpy as np
-from bench import HEADERS, ROOT, machine, multipart, photographs
+from closed_loop import HEADERS, multipart
+from machine import machine
+from photographs import photographs
+from servers import ROOT
 
 from serving.backends import OnnxRuntimeBackend
 from serving.contract import CHANNELS, CROP_COUNT, CROP_SIZE, Crops
