@@ -39,6 +39,7 @@ from serving.metrics import Metrics
 from serving.models import Models, Others
 from serving.pipeline import Asker, Pipeline
 from serving.preprocess import ACCEPTED_FORMATS
+from serving.pulse import Pulse
 from serving.schemas import AnswerBody, LabelBody, ModelBody, ModelChoiceBody, ProblemBody, ReadyBody
 from serving.settings import Settings
 
@@ -99,10 +100,14 @@ def create_app(settings: Settings, backend: Backend, others: Others | None = Non
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await models.start()
+        pulse.beat()
+        looking = asyncio.create_task(pulse.look())
         yield
+        looking.cancel()
         pipeline.close()
         await models.close()
 
+    pulse = Pulse(backend, settings.pulse_s)
     app = FastAPI(
         title="alexnet-serving",
         description="A photograph in, five labels out: AlexNet (Krizhevsky, Sutskever, Hinton 2012).",
@@ -112,16 +117,16 @@ def create_app(settings: Settings, backend: Backend, others: Others | None = Non
         redoc_url=None,
     )
     metrics = Metrics(pipeline.admission)
-    _add_classify(app, settings, models, pipeline, metrics)
+    _add_classify(app, settings, models, pipeline, metrics, pulse)
     _add_facts(app, settings, models)
-    _add_health(app, backend, metrics)
+    _add_health(app, backend, metrics, pulse)
     _add_page(app)
     _add_errors(app, pipeline, metrics)
     return app
 
 
 def _add_classify(
-    app: FastAPI, settings: Settings, models: Models, pipeline: Pipeline, metrics: Metrics
+    app: FastAPI, settings: Settings, models: Models, pipeline: Pipeline, metrics: Metrics, pulse: Pulse
 ) -> None:
     @app.post("/classify", responses=_PROBLEMS, openapi_extra=_UPLOAD, summary="Classify a photograph")
     async def classify(
@@ -137,6 +142,7 @@ def _add_classify(
         started = time.perf_counter()
         crops = crops or settings.default_crops
         timeout_s = min(settings.request_timeout_s, (timeout_ms or math.inf) / 1000)
+        metrics.in_flight.inc()
         try:
             async with asyncio.timeout(timeout_s) as limit:
                 backend = await models.get(model)
@@ -148,8 +154,12 @@ def _add_classify(
                 answer = await unless_client_leaves(request, work)
         except TimeoutError as error:
             raise DeadlineExceeded(f"no answer within {timeout_s:g} s") from error
+        finally:
+            metrics.in_flight.dec()
+        if backend is models.default:
+            pulse.beat()
         timing = {"read": read_ms, **answer.timing_ms, "total": 1000 * (time.perf_counter() - started)}
-        metrics.answered(answer.model, answer.crops, timing)
+        metrics.answered(answer.model, answer.crops, timing, len(data), degraded=answer.degraded)
         return AnswerBody.of(answer, timing, request.state.request_id, detail=detail)
 
 
@@ -196,15 +206,20 @@ def _add_facts(app: FastAPI, settings: Settings, models: Models) -> None:
         )
 
 
-def _add_health(app: FastAPI, backend: Backend, metrics: Metrics) -> None:
+def _add_health(app: FastAPI, backend: Backend, metrics: Metrics, pulse: Pulse) -> None:
     @app.head("/livez", include_in_schema=False)
     @app.get("/livez", summary="The process alone: never fails for load or a missing model")
     async def livez() -> ReadyBody:
         return ReadyBody(status="alive")
 
     @app.head("/readyz", include_in_schema=False)
-    @app.get("/readyz", summary="A model is loaded and has answered", responses={503: _PROBLEMS[503]})
+    @app.get(
+        "/readyz",
+        summary="A model is loaded, and has answered a moment ago",
+        responses={503: _PROBLEMS[503]},
+    )
     async def readyz() -> ReadyBody:
+        pulse.check()
         return ReadyBody(status="ready", model=backend.model.info.name)
 
     @app.get("/metrics", include_in_schema=False)
@@ -230,8 +245,10 @@ def _add_page(app: FastAPI) -> None:
 def _add_errors(app: FastAPI, pipeline: Pipeline, metrics: Metrics) -> None:
     """Every error leaves as application/problem+json; none shows a path, a class or a trace."""
 
-    def answer(request_id: str, status: int, title: str, detail: str, **headers: str) -> Response:
-        metrics.refused(status)
+    def answer(
+        request_id: str, status: int, title: str, detail: str, reason: str, **headers: str
+    ) -> Response:
+        metrics.refused(status, reason)
         body = ProblemBody(
             type="about:blank", title=title, status=status, detail=detail, request_id=request_id
         )
@@ -244,25 +261,29 @@ def _add_errors(app: FastAPI, pipeline: Pipeline, metrics: Metrics) -> None:
             headers["Retry-After"] = str(pipeline.admission.retry_after_s())
         if isinstance(error, ModelNotReady):
             headers["Retry-After"] = str(RETRY_MODEL_S)
-        return answer(request.state.request_id, problem.status, problem.title, str(error), **headers)
+        reason = type(error).__name__
+        return answer(request.state.request_id, problem.status, problem.title, str(error), reason, **headers)
 
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         detail = "; ".join(f"{fault['loc'][-1]}: {fault['msg']}" for fault in error.errors())
         problem = PROBLEMS[MalformedRequest]
-        return answer(request.state.request_id, problem.status, problem.title, detail)
+        reason = MalformedRequest.__name__
+        return answer(request.state.request_id, problem.status, problem.title, detail, reason)
 
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         title = str(error.detail)
-        return answer(request.state.request_id, error.status_code, title, title, **(error.headers or {}))
+        reason = "http"  # no such path, no such method
+        headers = error.headers or {}
+        return answer(request.state.request_id, error.status_code, title, title, reason, **headers)
 
     def failed(request_id: str) -> Response:
         detail = "the server failed on this request; its log has the reason under the request id"
-        return answer(request_id, HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error", detail)
+        return answer(request_id, HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error", detail, "InternalError")
 
     async def left(_: Request, error: Exception) -> Response:
-        metrics.refused(CLIENT_LEFT)
+        metrics.refused(CLIENT_LEFT, "ClientLeft")
         return Response(status_code=CLIENT_LEFT)  # nobody reads it
 
     app.add_exception_handler(ClientDisconnect, left)

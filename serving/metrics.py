@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -11,41 +12,65 @@ from serving.admission import Admission
 from serving.backends import ModelInfo
 
 SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+BYTES: Final = (10e3, 30e3, 100e3, 300e3, 1e6, 3e6, 10e6, 30e6)
+_MODEL: Final = ("model", "version", "crops")
+_WORD: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 
 class Metrics:
-    """Latency by stage, answers by model version and crops, refusals by status, crops waiting."""
+    """What an operator asks of a gateway: how fast, how much, what is refused and why, what waits.
+
+    Every label comes from a closed set: stages, versions that were loaded, numbers of crops, the error tree.
+    """
 
     def __init__(self, admission: Admission) -> None:
         self.registry = CollectorRegistry()
         self._stage = Histogram(
             "alexnet_stage_seconds",
             "time in each stage of an answered request",
-            ["stage"],
+            ["stage", *_MODEL],
             buckets=SECONDS,
             registry=self.registry,
         )
-        self._answers = Counter(
-            "alexnet_answers_total",
-            "answered requests",
-            ["model", "version", "crops"],
-            registry=self.registry,
+        self._upload = Histogram(
+            "alexnet_upload_bytes", "size of answered photographs", buckets=BYTES, registry=self.registry
         )
-        self._refusals = Counter(
-            "alexnet_refusals_total",
-            "requests answered with a problem",
-            ["status"],
-            registry=self.registry,
+        self._answers = self._counter("alexnet_answers", "answered requests", *_MODEL)
+        self._degraded = self._counter("alexnet_degraded_answers", "answers from fewer crops than asked for")
+        self._refusals = self._counter(
+            "alexnet_refusals", "requests answered with a problem", "status", "reason"
         )
-        waiting = Gauge("alexnet_waiting_crops", "crops admitted, not yet answered", registry=self.registry)
+        self._changes = self._counter("alexnet_version_changes", "times another version answered", "model")
+        self._version: dict[str, str] = {}
+        self.in_flight = self._gauge("alexnet_requests_in_flight", "uploads being read, waiting or answered")
+        waiting = self._gauge("alexnet_waiting_crops", "crops admitted, not yet answered")
         waiting.set_function(lambda: admission.waiting_crops)
+        wait = self._gauge("alexnet_wait_seconds", "estimated, until what is admitted now will be answered")
+        wait.set_function(lambda: admission.wait_ms() / 1000)
+        level = self._gauge("alexnet_brownout_level", "0: all crops, 1: two, 2: one")
+        level.set_function(lambda: admission.level)
 
-    def answered(self, model: ModelInfo, crops: int, timing_ms: Mapping[str, float]) -> None:
-        """Note one answer and its milliseconds by stage."""
-        self._answers.labels(model.name, model.version, str(crops)).inc()
+    def answered(
+        self, model: ModelInfo, crops: int, timing_ms: Mapping[str, float], size: int, *, degraded: bool
+    ) -> None:
+        """Note one answer: milliseconds by stage, the photograph's bytes, whether crops were left out."""
+        labels = (model.name, model.version, str(crops))
+        self._answers.labels(*labels).inc()
         for stage, ms in timing_ms.items():
-            self._stage.labels(stage).observe(ms / 1000)
+            self._stage.labels(stage, *labels).observe(ms / 1000)
+        self._upload.observe(size)
+        if degraded:
+            self._degraded.inc()
+        if self._version.setdefault(model.name, model.version) != model.version:
+            self._version[model.name] = model.version
+            self._changes.labels(model.name).inc()
 
-    def refused(self, status: int) -> None:
-        """Note one problem answer."""
-        self._refusals.labels(str(status)).inc()
+    def refused(self, status: int, reason: str) -> None:
+        """Note one problem answer; `reason` is the error's class, told as `too_many_bytes`."""
+        self._refusals.labels(str(status), _WORD.sub("_", reason).lower()).inc()
+
+    def _counter(self, name: str, says: str, *labels: str) -> Counter:
+        return Counter(name, says, labels, registry=self.registry)
+
+    def _gauge(self, name: str, says: str) -> Gauge:
+        return Gauge(name, says, registry=self.registry)

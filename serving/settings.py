@@ -35,6 +35,7 @@ class Settings(BaseSettings):
     max_pixels: int = Field(DEFAULT_MAX_PIXELS, gt=0)
     max_waiting_crops: int = Field(Limits.max_waiting_crops, gt=0)
     max_wait_s: float = Field(Limits.max_wait_s, gt=0, description="estimated, of what waits at most")
+    pulse_s: float = Field(5.0, ge=0, description="an idle engine is asked so often; /readyz; 0: never")
     brownout: bool = Field(False, description="fewer crops when busy, before requests are refused")
     brownout_wait_ms: float = Field(500.0, gt=0, description="estimated wait at which crops are left out")
     request_timeout_s: float = Field(30.0, gt=0)

@@ -365,8 +365,10 @@ def test_metrics_count_answers_and_refusals_by_stage(client: httpx.Client) -> No
     upload(client, b"no image")
     text = client.get("/metrics").text
     assert 'alexnet_answers_total{crops="10",model="alexnet",version="7"} 1.0' in text
-    assert 'alexnet_refusals_total{status="415"} 1.0' in text
-    assert 'alexnet_stage_seconds_count{stage="infer"} 1.0' in text
+    assert 'alexnet_refusals_total{reason="unsupported_format",status="415"} 1.0' in text
+    labels = 'crops="10",model="alexnet",stage="infer",version="7"'
+    assert f"alexnet_stage_seconds_count{{{labels}}} 1.0" in text
+    assert "alexnet_requests_in_flight 0.0" in text
 
 
 def test_answers_carry_a_strict_content_security_policy(client: httpx.Client) -> None:

@@ -57,6 +57,14 @@ async def connected(servers: str, name: str = "alexnet") -> AsyncIterator[Triton
         await backend.close()
 
 
+def stop(pid: int) -> None:
+    """SIGSTOP, and wait until it has come: it takes a while on a busy machine."""
+    os.kill(pid, signal.SIGSTOP)
+    threads = list(Path(f"/proc/{pid}/task").iterdir())
+    while any((thread / "stat").read_text().rpartition(")")[2].split()[0] != "T" for thread in threads):
+        time.sleep(0.001)
+
+
 def run(test: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(test, 60))
 
@@ -532,8 +540,8 @@ def test_one_of_two_servers_killed_under_load_and_started_again_fails_no_request
 
 def test_one_of_two_servers_stopped_under_load_for_a_while_fails_no_request() -> None:
     async def test() -> None:
-        stop, go_on = (partial(os.kill, first.pid, number) for number in (signal.SIGSTOP, signal.SIGCONT))
-        steps: list[Step] = [(lambda: None, "78"), (stop, "8"), (go_on, "78")]
+        halt, go_on = partial(stop, first.pid), partial(os.kill, first.pid, signal.SIGCONT)
+        steps: list[Step] = [(lambda: None, "78"), (halt, "8"), (go_on, "78")]
         assert await failures_under_load(first, second, steps) == []
 
     with FakeTritonProcess("7") as first, FakeTritonProcess("8") as second:
@@ -544,7 +552,7 @@ def test_a_stopped_server_is_noticed_and_used_again_soon_after_it_goes_on(server
     async def test(server: Server) -> None:
         async with connected(server.grpc) as backend:
             await backend.infer(random_crops(10))
-            os.kill(server.pid, signal.SIGSTOP)
+            stop(server.pid)
             deadline_s = asyncio.get_running_loop().time() + 0.2
             with pytest.raises(DeadlineExceeded):
                 await backend.infer(random_crops(1), deadline_s)
@@ -706,7 +714,8 @@ def test_a_client_that_leaves_takes_its_inference_with_it(serve: Serve) -> None:
         leaver.close()
         assert server.ended_early.acquire(timeout=10)
         limit = time.monotonic() + 10
-        while 'alexnet_refusals_total{status="499"} 1.0' not in httpx.get(f"{url}/metrics").text:
+        counted = 'alexnet_refusals_total{reason="client_left",status="499"} 1.0'
+        while counted not in httpx.get(f"{url}/metrics").text:
             assert time.monotonic() < limit
             time.sleep(0.02)
         assert "alexnet_waiting_crops 0.0" in httpx.get(f"{url}/metrics").text
