@@ -52,6 +52,7 @@ class Pulse:
                 async with asyncio.timeout(self._every_s):
                     await self._backend.infer(_NOISE, asyncio.get_running_loop().time() + self._every_s)
             except Exception as error:  # noqa: BLE001  whatever it is, the next look tells more
-                logger.warning("the engine did not answer a crop of noise: %s", str(error) or type(error).__name__)
+                said = str(error) or type(error).__name__
+                logger.warning("the engine did not answer a crop of noise: %s", said)
             else:
                 self.beat()
