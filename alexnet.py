@@ -10,6 +10,7 @@ from rich.markup import escape
 from commands.classify import classify
 from commands.evaluate import evaluate
 from commands.export import export
+from commands.keys import keys
 from commands.score import score
 from commands.serve import serve, triton, verify
 from commands.terminal import err
@@ -31,6 +32,7 @@ for command in (serve, triton, score, classify, prepare, train, evaluate, report
 imports = typer.Typer(no_args_is_help=True, help="Make a checkpoint from somebody else's weights.")
 imports.command()(torchvision)
 app.add_typer(imports, name="import")
+app.add_typer(keys, name="key")
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from commands.photographs import decode, images_of
 from commands.terminal import out, progress
-from commands.wiring import backend_of, settings_of
+from commands.wiring import api_key, backend_of, settings_of
 from serving.contract import Crops
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ def evaluate(
 ) -> None:
     """Top-1 and top-5 error with 95 % intervals, calibration error and speed; one crop and ten.
 
-    The classes are matched by name, whatever the order of the model's outputs.
+    The classes are matched by name, whatever the order of the model's outputs. A gateway that wants a key
+    is shown ALEXNET_API_KEY.
     """
     from dataclasses import asdict
 
@@ -75,7 +76,7 @@ def _tallying(
     if model.startswith(("http://", "https://")):
         from model.remote import Gateway, remote_tally
 
-        gateway = Gateway(model.rstrip("/"))
+        gateway = Gateway(model.rstrip("/"), api_key())
         images = images_of(data, gateway.classes(), "val")
         yield len(images), lambda crops, advance: remote_tally(gateway, images, crops, advance)
         return

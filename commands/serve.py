@@ -13,7 +13,7 @@ from rich.table import Table
 
 from commands.options import REPOSITORY, Repository
 from commands.terminal import err, log_to_stderr, out
-from commands.wiring import backend_of, others_of, settings_of, triton_backend
+from commands.wiring import api_key, backend_of, others_of, settings_of, triton_backend
 from serving.errors import MalformedRequest, ModelNotReady
 
 
@@ -33,12 +33,17 @@ def serve(
             help="Triton's gRPC answers, labels and all, in place of ONNX Runtime in this process",
         ),
     ] = None,
+    api_keys: Annotated[Path | None, typer.Option(help="who may ask: a file of alexnet key new")] = None,
+    ops_port: Annotated[int | None, typer.Option(help="/metrics and /docs there, not on --port")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM file of the certificate and its chain")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its key")] = None,
 ) -> None:
     """Serve POST /classify and the page. Every further knob is an ALEXNET_... variable."""
     from serving.server import serve as run
 
     given = dict(host=host, port=port, model_repository=repository, model=model, infer_threads=threads)
-    settings = settings_of({**given, "triton": triton, "brownout": brownout})
+    doors = dict(api_keys_file=api_keys, ops_port=ops_port, tls_cert=tls_cert, tls_key=tls_key)
+    settings = settings_of({**given, **doors, "triton": triton, "brownout": brownout})
     backend = backend_of(settings)
 
     def ready(url: str) -> None:
@@ -96,12 +101,15 @@ def verify(
     url: Annotated[str, typer.Argument(help="http://HOST:PORT of a gateway, or grpc://HOST:PORT/MODEL")],
     repository: Repository = REPOSITORY,
 ) -> None:
-    """Ask a running server whether it still answers as its version was exported."""
+    """Ask a running server whether it still answers as its version was exported.
+
+    A gateway that wants a key is shown ALEXNET_API_KEY.
+    """
     from serving.verify import verify_backend, verify_gateway
 
     scheme, _, place = url.partition("://")
     if scheme in ("http", "https"):
-        verdict = verify_gateway(url, repository)
+        verdict = verify_gateway(url, repository, api_key())
     elif scheme == "grpc":
         servers, _, name = place.partition("/")
         backend = triton_backend(settings_of({"triton": servers, "model": name or None}))()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -22,7 +23,7 @@ def settings_of(given: dict[str, Any]) -> Settings:
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        faults = "; ".join(f"{fault['loc'][0]}: {fault['msg']}" for fault in error.errors())
+        faults = "; ".join(": ".join((*map(str, fault["loc"][:1]), fault["msg"])) for fault in error.errors())
         raise MalformedRequest(faults) from error
 
 
@@ -34,6 +35,11 @@ def extra(name: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
         raise ModelNotReady(f"this needs the package {package}: pip install '.[{name}]'") from error
+
+
+def api_key() -> str:
+    """What is shown to a gateway that wants a key; from the environment, because options are seen by all."""
+    return os.environ.get("ALEXNET_API_KEY", "")
 
 
 def backend_of(settings: Settings, name: str = "") -> Backend:

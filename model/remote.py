@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -29,9 +29,10 @@ class RemoteError(Exception):
 
 @dataclass(frozen=True)
 class Gateway:
-    """`http://HOST:PORT`, a gateway of this project."""
+    """`http://HOST:PORT`, a gateway of this project; `key` if it wants one."""
 
     url: str
+    key: str = field(default="", repr=False)
 
     def classes(self) -> list[str]:
         """WordNet ids (or folder names) of its model, in the order of the outputs."""
@@ -55,7 +56,7 @@ class Gateway:
         return np.array([given[name] for name in classes], np.float32)
 
     def _json(self, method: str, path: str, body: bytes | None = None) -> Any:
-        """The answer's JSON; waits where the gateway is full and says for how long."""
+        """The answer's JSON; waits where the gateway is full, or the key asks too often."""
         reason = ""
         for attempt in range(TRIES):
             try:
@@ -65,7 +66,7 @@ class Gateway:
             if status == http.client.OK:
                 return json.loads(text)
             reason = f"{status} {text.decode(errors='replace')[:200]}"
-            if status != http.client.SERVICE_UNAVAILABLE:
+            if status not in (http.client.SERVICE_UNAVAILABLE, http.client.TOO_MANY_REQUESTS):
                 break
             time.sleep(min(5.0, float(retry_after or 0.05 * 2**attempt)))
         raise RemoteError(f"{self.url}{path.partition('?')[0]}: {reason}")
@@ -76,6 +77,8 @@ class Gateway:
         connection = kind(parts.netloc, timeout=TIMEOUT_S)
         try:
             headers = {"Content-Type": "application/octet-stream"} if body is not None else {}
+            if self.key:
+                headers["Authorization"] = f"Bearer {self.key}"
             connection.request(method, parts.path.rstrip("/") + path, body, headers)
             answer = connection.getresponse()
             return answer.status, answer.getheader("Retry-After"), answer.read()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import AsyncIterator
@@ -18,12 +19,15 @@ from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from serving.backends import Backend
 from serving.body import FIELD, read_image
 from serving.brownout import Brownout
 from serving.contract import Crops
+from serving.door import KEY_HEADER, Door, describe_keys
+from serving.drain import ClosingConnections, Drain
 from serving.errors import (
     PROBLEMS,
     DeadlineExceeded,
@@ -31,9 +35,13 @@ from serving.errors import (
     ModelNotReady,
     Overloaded,
     Problem,
+    RateLimited,
+    ServerError,
     ServingError,
+    Unauthorized,
 )
 from serving.headers import RequestHeaders
+from serving.keys import KeyFile
 from serving.leaving import unless_client_leaves
 from serving.metrics import Metrics
 from serving.models import Models, Others
@@ -41,12 +49,24 @@ from serving.pipeline import Asker, Pipeline
 from serving.preprocess import ACCEPTED_FORMATS
 from serving.pulse import Pulse
 from serving.schemas import AnswerBody, LabelBody, ModelBody, ModelChoiceBody, ProblemBody, ReadyBody
-from serving.settings import Settings
+from serving.settings import Settings, split
+from serving.sides import Sides
+from serving.wording import for_outside
 
 PAGE: Final = Path(__file__).with_name("page")
 PROBLEM_JSON: Final = "application/problem+json"
 TIMEOUT_HEADER: Final = "X-Request-Timeout-Ms"
 RETRY_MODEL_S: Final = 2
+logger = logging.getLogger("alexnet.gateway")
+CHALLENGE: Final = ('Bearer realm="alexnet"', 'Bearer realm="alexnet", error="invalid_token"')
+"""RFC 6750: without a key, and with one that is not known."""
+CORS: Final[dict[str, Any]] = {
+    "allow_methods": ("GET", "POST"),
+    "allow_headers": ("Authorization", KEY_HEADER, "Content-Type", "X-Request-ID", TIMEOUT_HEADER),
+    "expose_headers": ("X-Request-ID", "Retry-After"),
+    "max_age": 600,
+}
+"""No credentials: there are no cookies here, and a key is a header that the page sets itself."""
 CLIENT_LEFT: Final = 499
 """nginx's number for it, in the metrics: HTTP has none for an answer that nobody waits for."""
 
@@ -69,10 +89,12 @@ _PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
     status: {"model": ProblemBody, "content": {PROBLEM_JSON: {}}, "description": title}
     for status, title in (
         (400, "Malformed request"),
+        (401, "An API key is needed, or this one is not known"),
         (404, "Unknown model"),
         (413, "Too many bytes or pixels"),
         (415, "Not an accepted image format"),
         (422, "Image cannot be decoded"),
+        (429, "The key asks more often than it may"),
         (502, "The model server failed"),
         (503, "Overloaded, or model not ready"),
         (504, "Deadline exceeded"),
@@ -80,12 +102,19 @@ _PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
 }
 
 
-_FACT_PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {status: _PROBLEMS[status] for status in (404, 503)}
+_KEY_PROBLEM: Final[dict[int | str, dict[str, Any]]] = {401: _PROBLEMS[401]}
+_FACT_PROBLEMS: Final = _KEY_PROBLEM | {status: _PROBLEMS[status] for status in (404, 503)}
 ModelName = Annotated[str | None, Query(description="one of /models; default: the gateway's own")]
 
 
-def create_app(settings: Settings, backend: Backend, others: Others | None = None) -> FastAPI:
-    """The gateway over `backend`; starts and closes it with the app's life, and the others as they come."""
+def create_app(
+    settings: Settings, backend: Backend, others: Others | None = None, drain: Drain | None = None
+) -> FastAPI:
+    """The gateway over `backend`; starts and closes it with the app's life, and the others as they come.
+
+    `drain`: how whoever runs it says that it is about to end.
+    """
+    drain = drain or Drain()
     models = Models(backend, settings.model, others)
     pipeline = Pipeline(
         backend,
@@ -119,9 +148,9 @@ def create_app(settings: Settings, backend: Backend, others: Others | None = Non
     metrics = Metrics(pipeline.admission)
     _add_classify(app, settings, models, pipeline, metrics, pulse)
     _add_facts(app, settings, models)
-    _add_health(app, backend, metrics, pulse)
+    _add_health(app, backend, metrics, pulse, drain)
     _add_page(app)
-    _add_errors(app, pipeline, metrics)
+    _add_errors(app, settings, pipeline, metrics, drain)
     return app
 
 
@@ -180,7 +209,7 @@ def _add_facts(app: FastAPI, settings: Settings, models: Models) -> None:
             for index, label in enumerate(backend.model.labels)
         ]
 
-    @app.get("/models", summary="The models that model= may name; the default first")
+    @app.get("/models", responses=_KEY_PROBLEM, summary="The models that model= may name; the default first")
     async def choices() -> list[ModelChoiceBody]:
         return [
             ModelChoiceBody.of(name, models.opened(name), default=name == models.default_name)
@@ -206,7 +235,7 @@ def _add_facts(app: FastAPI, settings: Settings, models: Models) -> None:
         )
 
 
-def _add_health(app: FastAPI, backend: Backend, metrics: Metrics, pulse: Pulse) -> None:
+def _add_health(app: FastAPI, backend: Backend, metrics: Metrics, pulse: Pulse, drain: Drain) -> None:
     @app.head("/livez", include_in_schema=False)
     @app.get("/livez", summary="The process alone: never fails for load or a missing model")
     async def livez() -> ReadyBody:
@@ -219,6 +248,7 @@ def _add_health(app: FastAPI, backend: Backend, metrics: Metrics, pulse: Pulse) 
         responses={503: _PROBLEMS[503]},
     )
     async def readyz() -> ReadyBody:
+        drain.check()
         pulse.check()
         return ReadyBody(status="ready", model=backend.model.info.name)
 
@@ -242,7 +272,9 @@ def _add_page(app: FastAPI) -> None:
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
 
 
-def _add_errors(app: FastAPI, pipeline: Pipeline, metrics: Metrics) -> None:
+def _add_errors(
+    app: FastAPI, settings: Settings, pipeline: Pipeline, metrics: Metrics, drain: Drain
+) -> None:
     """Every error leaves as application/problem+json; none shows a path, a class or a trace."""
 
     def answer(
@@ -261,8 +293,17 @@ def _add_errors(app: FastAPI, pipeline: Pipeline, metrics: Metrics) -> None:
             headers["Retry-After"] = str(pipeline.admission.retry_after_s())
         if isinstance(error, ModelNotReady):
             headers["Retry-After"] = str(RETRY_MODEL_S)
+        if isinstance(error, RateLimited):
+            headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+        if isinstance(error, Unauthorized):
+            headers["WWW-Authenticate"] = CHALLENGE[error.presented]
+        detail = str(error)
+        if isinstance(error, ServerError):
+            detail = for_outside(detail)
+            if detail != str(error):
+                logger.warning("request %s: %s", request.state.request_id, error)
         reason = type(error).__name__
-        return answer(request.state.request_id, problem.status, problem.title, str(error), reason, **headers)
+        return answer(request.state.request_id, problem.status, problem.title, detail, reason, **headers)
 
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
@@ -290,4 +331,13 @@ def _add_errors(app: FastAPI, pipeline: Pipeline, metrics: Metrics) -> None:
     app.add_exception_handler(ServingError, known)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
-    app.add_middleware(RequestHeaders, failed=failed)
+    # From the inside out.
+    if settings.api_keys_file:
+        app.add_middleware(Door, keys=KeyFile(settings.api_keys_file), refuse=known)
+        describe_keys(app)
+    if settings.ops_port is not None:
+        app.add_middleware(Sides, refuse=http)
+    if settings.cors_origins:
+        app.add_middleware(CORSMiddleware, allow_origins=split(settings.cors_origins), **CORS)
+    app.add_middleware(ClosingConnections, drain=drain)
+    app.add_middleware(RequestHeaders, failed=failed, hsts_max_age_s=settings.hsts_max_age_s)

@@ -3,13 +3,16 @@
     ServingError
     ├── RequestError                  the client's side; the text says what to change
     │   ├── MalformedRequest          400  a field is missing, a parameter has no such value
+    │   ├── Unauthorized              401  no API key was shown, or none that is known here
     │   ├── UnknownModel              404  no model of that name is served here
     │   ├── TooManyBytes              413  the body is larger than the limit
     │   ├── TooManyPixels             413  the header announces more pixels than the limit
     │   ├── UnsupportedFormat         415  not an accepted image format
-    │   └── UndecodableImage          422  an accepted format, but damaged or empty
+    │   ├── UndecodableImage          422  an accepted format, but damaged or empty
+    │   └── RateLimited               429  the key asks more often than it may
     └── ServerError                   our side; trying again may help
         ├── Overloaded                503  more work waits than the limit allows
+        ├── Stopping                  503  this server is being stopped; others, or the next, answer
         ├── ModelNotReady             503  the model is missing, damaged or not loaded yet
         ├── EngineFailed              502  the model server's answer is an error or no probabilities
         └── DeadlineExceeded          504  no answer within the request's time
@@ -35,6 +38,14 @@ class MalformedRequest(RequestError):
     """A field is missing or a parameter has a value that does not exist."""
 
 
+class Unauthorized(RequestError):
+    """There is no key in the request, or (`presented`) one that is not known."""
+
+    def __init__(self, detail: str, *, presented: bool = False) -> None:
+        super().__init__(detail)
+        self.presented = presented
+
+
 class UnknownModel(RequestError):
     """The request names a model that is not served here."""
 
@@ -55,12 +66,24 @@ class UndecodableImage(RequestError):
     """The bytes claim an accepted format but cannot be decoded."""
 
 
+class RateLimited(RequestError):
+    """The key's photographs a second are used up; there will be one in `retry_after_s`."""
+
+    def __init__(self, detail: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
+
+
 class ServerError(ServingError):
     """The request is fine; the server could not answer it now."""
 
 
 class Overloaded(ServerError):
     """The queue is full."""
+
+
+class Stopping(ServerError):
+    """The process was asked to end: it answers what it has begun, and should be given nothing new."""
 
 
 class ModelNotReady(ServerError):
@@ -84,12 +107,15 @@ class Problem(NamedTuple):
 
 PROBLEMS: Final[dict[type[ServingError], Problem]] = {
     MalformedRequest: Problem(HTTPStatus.BAD_REQUEST, "Malformed request"),
+    Unauthorized: Problem(HTTPStatus.UNAUTHORIZED, "Unauthorized"),
     UnknownModel: Problem(HTTPStatus.NOT_FOUND, "Unknown model"),
     TooManyBytes: Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "Too many bytes"),
     TooManyPixels: Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "Too many pixels"),
     UnsupportedFormat: Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Not an accepted image format"),
     UndecodableImage: Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "Image cannot be decoded"),
+    RateLimited: Problem(HTTPStatus.TOO_MANY_REQUESTS, "Too many requests"),
     Overloaded: Problem(HTTPStatus.SERVICE_UNAVAILABLE, "Overloaded"),
+    Stopping: Problem(HTTPStatus.SERVICE_UNAVAILABLE, "Stopping"),
     ModelNotReady: Problem(HTTPStatus.SERVICE_UNAVAILABLE, "Model not ready"),
     EngineFailed: Problem(HTTPStatus.BAD_GATEWAY, "Engine failed"),
     DeadlineExceeded: Problem(HTTPStatus.GATEWAY_TIMEOUT, "Deadline exceeded"),

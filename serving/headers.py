@@ -32,11 +32,17 @@ logger = logging.getLogger("alexnet.gateway")
 class RequestHeaders:
     """Takes the client's X-Request-ID where it is sane, makes one otherwise, and returns it.
 
-    `failed` makes the answer to a request whose handling raised; the log has the trace.
+    `failed` makes the answer to a request whose handling raised; the log has the trace. Over TLS, ours or
+    a trusted proxy's, browsers are told to come back over TLS for `hsts_max_age_s`; 0: they are not.
     """
 
-    def __init__(self, app: ASGIApp, failed: Callable[[str], Response]) -> None:
+    def __init__(
+        self, app: ASGIApp, failed: Callable[[str], Response], hsts_max_age_s: int = 0
+    ) -> None:
         self._app, self._failed = app, failed
+        self._over_tls = {**_SECURITY}
+        if hsts_max_age_s:
+            self._over_tls["Strict-Transport-Security"] = f"max-age={hsts_max_age_s}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -46,6 +52,7 @@ class RequestHeaders:
         request_id = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
         started = False
+        security = self._over_tls if scope.get("scheme") == "https" else _SECURITY
 
         async def send_with_headers(message: Message) -> None:
             nonlocal started
@@ -53,7 +60,7 @@ class RequestHeaders:
                 started = True
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = request_id
-                for name, value in _SECURITY.items():
+                for name, value in security.items():
                     headers.setdefault(name, value)
             await send(message)
 

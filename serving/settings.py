@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
+from ipaddress import ip_network
 from pathlib import Path
+from typing import Final, Self
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from serving.admission import Limits
 from serving.contract import Crops
 from serving.preprocess import DEFAULT_MAX_PIXELS
 from serving.triton_target import grpc_target
+
+_ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
+
+
+def split(names: str) -> list[str]:
+    """`a, b` -> the names of a setting with commas."""
+    return [name.strip() for name in names.split(",") if name.strip()]
 
 
 def _cores() -> int:
@@ -52,6 +62,42 @@ class Settings(BaseSettings):
 
     triton_admin_key: SecretStr = SecretStr("")
     """What `alexnet export --triton` shows to servers that restrict who may load a model."""
+
+    # Who comes in, and from where: SECURITY.md.
+    api_keys_file: Path | None = Field(None, description="of alexnet key new; none: no key is asked for")
+    ops_port: int | None = Field(None, ge=0, le=65535, description="/metrics and /docs there and not on port")
+    ops_host: str = "127.0.0.1"
+    tls_cert: Path | None = Field(None, description="PEM, with its chain; a renewed one is taken up")
+    tls_key: Path | None = None
+    hsts_max_age_s: int = Field(31_536_000, ge=0, description="over TLS, for browsers; 0: none")
+    cors_origins: str = Field("", description="https://HOST[:PORT],...: whose pages may ask")
+    trusted_proxies: str = Field("", description="addresses, networks: X-Forwarded-* counts")
+    drain_delay_s: float = Field(0.0, ge=0, description="after SIGTERM: /readyz 503, and serving on so long")
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, origins: str) -> str:
+        for origin in split(origins):
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is no origin, https://HOST or https://HOST:PORT")
+        return origins
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _proxies(cls, proxies: str) -> str:
+        # uvicorn takes what is no address for a name that never matches, and "*" for everybody: then any
+        # client says itself what its address is.
+        for proxy in split(proxies):
+            ip_network(proxy)
+        return proxies
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key go together")
+        if self.ops_port and self.ops_port == self.port:
+            raise ValueError("ops_port is port: they must differ")
+        return self
 
     @field_validator("triton")
     @classmethod

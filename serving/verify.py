@@ -41,13 +41,13 @@ class Verdict:
     broken: str | None
 
 
-def verify_gateway(url: str, repository: Path) -> Verdict:
-    """Ask the gateway at http(s)://HOST:PORT about the version that it says it serves.
+def verify_gateway(url: str, repository: Path, key: str = "") -> Verdict:
+    """Ask the gateway at http(s)://HOST:PORT about the version that it says it serves; `key` if it wants one.
 
     Raises ModelNotReady where the server is not there, UnknownModel where its version, or that
     version's golden images, are not in the repository.
     """
-    gateway = _Gateway(url.rstrip("/"))
+    gateway = _Gateway(url.rstrip("/"), key)
     served = gateway.ask("/model")
     version = find_version(repository, served["name"], served["version"])
     return _compare(version, lambda data, crops: gateway.row(version, data, crops))
@@ -92,12 +92,13 @@ def _compare(version: Version, ask: Callable[[bytes, Crops], Probabilities]) -> 
 class _Gateway:
     """A gateway asked over HTTP, with the standard library: one request after the other."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, url: str, key: str) -> None:
+        self._url, self._headers = url, {"Authorization": f"Bearer {key}"} if key else {}
 
     def ask(self, path: str, body: bytes | None = None) -> Any:
         """The JSON answer; raises ModelNotReady with what the server said instead of one."""
-        request = Request(self._url + path, body, {"Content-Type": "image/png"} if body else {})
+        headers = self._headers | ({"Content-Type": "image/png"} if body else {})
+        request = Request(self._url + path, body, headers)
         try:
             with urlopen(request, timeout=TIMEOUT_S) as response:
                 return json.load(response)

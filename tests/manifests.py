@@ -33,6 +33,10 @@ PORTS = {
 """The code's own: of the gateway, and of `alexnet triton`."""
 
 
+OPS = 8004
+"""Of the gateway, for operators; the code has none by itself. Beside Triton's three."""
+
+
 def documents(path: Path) -> list[Document]:
     return [document for document in yaml.safe_load_all(path.read_text()) if document]
 

@@ -18,6 +18,7 @@ import typer.main
 from manifests import (
     DEPLOY,
     KUBERNETES,
+    OPS,
     PORTS,
     PROJECT,
     RESOURCES,
@@ -103,8 +104,10 @@ def test_ports_are_the_codes_own() -> None:
     beside = flags(compose["triton"]["command"])
     for name, port in ports.items():
         assert started[f"{name}-port"] == beside[f"{name}-port"] == str(port)
-    assert [port["containerPort"] for port in container("gateway")["ports"]] == [PORTS["gateway"]]
+    ports = {port["name"]: port["containerPort"] for port in container("gateway")["ports"]}
+    assert ports == {"http": PORTS["gateway"], "ops": OPS} and OPS not in PORTS.values()
     assert _variables("gateway")["ALEXNET_PORT"] == str(PORTS["gateway"])
+    assert _variables("gateway")["ALEXNET_OPS_PORT"] == str(OPS)
     for target in ("triton:8001", compose["gateway"]["environment"]["ALEXNET_TRITON"]):
         assert target == f"triton:{PORTS['grpc']}"
 
@@ -136,7 +139,9 @@ def test_probes_ask_routes_that_exist_and_life_does_not_depend_on_the_model() ->
     assert set(paths.values()) <= routes
     assert paths == {"startup": "/livez", "readiness": "/readyz", "liveness": "/livez"}
     scraped = pods()["gateway"]["metadata"]["annotations"]
-    assert scraped["prometheus.io/path"] in routes and scraped["prometheus.io/port"] == str(PORTS["gateway"])
+    assert scraped["prometheus.io/path"] in routes and scraped["prometheus.io/port"] == str(OPS)
+    asked = {gateway[f"{kind}Probe"]["httpGet"]["port"] for kind in kinds}
+    assert asked == {"ops"}, "whether or not the public port speaks TLS"
 
 
 @pytest.mark.parametrize("name", ["gateway", "score"])
@@ -251,13 +256,15 @@ def test_the_gateway_may_ping_as_often_as_it_does() -> None:
 
 
 def test_a_pod_is_given_the_time_that_its_requests_may_take() -> None:
-    def grace(name: str) -> int:
-        before = container(name)["lifecycle"]["preStop"]["sleep"]["seconds"]
-        return int(pods()[name]["spec"]["terminationGracePeriodSeconds"]) - int(before)
+    def grace(name: str, before: float) -> float:
+        return float(pods()[name]["spec"]["terminationGracePeriodSeconds"]) - before
 
     given = flags(container("triton")["args"])
-    assert grace("gateway") > SETTINGS.request_timeout_s + 1  # serving.server
-    assert grace("triton") > int(given["exit-timeout-secs"]) >= SETTINGS.request_timeout_s
+    drain_delay_s = float(_variables("gateway")["ALEXNET_DRAIN_DELAY_S"])
+    assert drain_delay_s >= 5, "the time in which load balancers forget a pod"
+    assert grace("gateway", drain_delay_s) > SETTINGS.request_timeout_s + 2  # serving.server, the second port
+    asleep_s = container("triton")["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert grace("triton", asleep_s) > int(given["exit-timeout-secs"]) >= SETTINGS.request_timeout_s
     assert int(given["grpc-max-connection-age-grace"]) > 1000 * SETTINGS.request_timeout_s
     for service in documents(DEPLOY / "compose.yaml")[0]["services"].values():
         assert int(service["stop_grace_period"].removesuffix("s")) > SETTINGS.request_timeout_s + 1

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import pytest
-from manifests import PORTS, RESOURCES, Document
+from manifests import OPS, PORTS, RESOURCES, Document
 
 
 class Peer(NamedTuple):
@@ -72,7 +72,7 @@ def passes(source: Peer, target: Peer, port: int, protocol: str = "TCP") -> bool
     ("source", "target", "port"),
     [
         (OUTSIDE, GATEWAY, PORTS["gateway"]),
-        (PROMETHEUS, GATEWAY, PORTS["gateway"]),
+        (PROMETHEUS, GATEWAY, OPS),
         (PROMETHEUS, TRITON, PORTS["metrics"]),
         (GATEWAY, TRITON, PORTS["grpc"]),
         (SCORER, TRITON, PORTS["grpc"]),
@@ -96,6 +96,9 @@ def test_the_network_lets_through_what_is_needed(source: Peer, target: Peer, por
         (PROMETHEUS, TRITON, PORTS["grpc"]),
         (GATEWAY, TRITON, PORTS["http"]),
         (SCORER, GATEWAY, PORTS["gateway"]),
+        (OUTSIDE, GATEWAY, OPS),
+        (STRANGER, GATEWAY, OPS),
+        (SCORER, GATEWAY, OPS),
         (TRITON, GATEWAY, PORTS["gateway"]),
         (TRITON, DNS, 53),
         (GATEWAY, OUTSIDE, 443),

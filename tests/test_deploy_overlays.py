@@ -101,6 +101,26 @@ def test_with_an_object_store_there_is_no_volume_and_a_way_out(kustomize: Render
     assert any({"protocol": "TCP", "port": 443} in rule["ports"] for rule in policy["spec"]["egress"])
 
 
+def test_with_api_keys_the_gateway_reads_them_as_it_wants_them(kustomize: Render, tmp_path: Path) -> None:
+    shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
+    overlay = tmp_path / "kubernetes/overlays/cpu/kustomization.yaml"
+    with_keys = overlay.read_text().replace("# - ../../components/api-keys", "- ../../components/api-keys")
+    assert with_keys != overlay.read_text()
+    overlay.write_text(with_keys)
+    rendered = kustomize(overlay.parent)
+    for document in rendered:
+        kubernetes_validate.validate(document, SINCE, strict=True)
+    spec = named(rendered, "Deployment", "gateway")["spec"]["template"]["spec"]
+    (server,) = spec["containers"]
+    variables = {each["name"]: each.get("value") for each in server["env"]}
+    (mount,) = (each for each in server["volumeMounts"] if each["name"] == "keys")
+    assert Path(variables["ALEXNET_API_KEYS_FILE"]).parent == Path(mount["mountPath"])
+    assert "subPath" not in mount
+    (volume,) = (each for each in spec["volumes"] if each["name"] == "keys")
+    assert volume["secret"] == {"secretName": "gateway-keys", "defaultMode": 0o440}
+    assert spec["securityContext"]["fsGroup"] == spec["securityContext"]["runAsGroup"]
+
+
 def test_locally_the_service_is_where_the_gateways_port_is(kustomize: Render) -> None:
     rendered = kustomize(KUBERNETES / "overlays/local")
     service = named(rendered, "Service", "gateway")
