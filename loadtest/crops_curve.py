@@ -75,7 +75,8 @@ def points(each: np.ndarray, targets: np.ndarray, margin: float) -> tuple[list[P
               first_labels(each, at))
         for at in MARGINS
     ]  # fmt: skip
-    return curve, [point("1 crop" if n == 1 else f"{n} crops", n, said) for n, said in zip(LEVELS, levels, strict=True)]
+    names = ["1 crop" if count == 1 else f"{count} crops" for count in LEVELS]
+    return curve, [point(*each) for each in zip(names, LEVELS, levels, strict=True)]
 
 
 async def images_per_s(model: Path, crops: Crops, level: int, bodies: list[bytes], seconds: float) -> float:
