@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from http import HTTPStatus
@@ -23,7 +23,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from serving.backends import Backend
-from serving.body import FIELD, read_image
+from serving.body import FIELD, Uploads, read_image
 from serving.brownout import Brownout
 from serving.contract import Crops
 from serving.door import KEY_HEADER, Door, describe_keys
@@ -38,6 +38,7 @@ from serving.errors import (
     RateLimited,
     ServerError,
     ServingError,
+    SlowUpload,
     Unauthorized,
 )
 from serving.headers import RequestHeaders
@@ -67,6 +68,8 @@ CORS: Final[dict[str, Any]] = {
     "max_age": 600,
 }
 """No credentials: there are no cookies here, and a key is a header that the page sets itself."""
+UNREAD: Final = (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.REQUEST_TIMEOUT)
+"""After these the rest of the body is still to come."""
 CLIENT_LEFT: Final = 499
 """nginx's number for it, in the metrics: HTTP has none for an answer that nobody waits for."""
 
@@ -91,6 +94,7 @@ _PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
         (400, "Malformed request"),
         (401, "An API key is needed, or this one is not known"),
         (404, "Unknown model"),
+        (408, "The upload did not arrive in time"),
         (413, "Too many bytes or pixels"),
         (415, "Not an accepted image format"),
         (422, "Image cannot be decoded"),
@@ -157,6 +161,15 @@ def create_app(
 def _add_classify(
     app: FastAPI, settings: Settings, models: Models, pipeline: Pipeline, metrics: Metrics, pulse: Pulse
 ) -> None:
+    uploads = Uploads(settings.max_held_bytes)
+
+    async def read(request: Request, take: Callable[[int], None]) -> bytes:
+        try:
+            async with asyncio.timeout(settings.body_timeout_s):
+                return await read_image(request, settings.max_upload_bytes, take)
+        except TimeoutError as error:
+            raise SlowUpload(f"the upload did not arrive within {settings.body_timeout_s:g} s") from error
+
     @app.post("/classify", responses=_PROBLEMS, openapi_extra=_UPLOAD, summary="Classify a photograph")
     async def classify(
         request: Request,
@@ -173,11 +186,11 @@ def _add_classify(
         timeout_s = min(settings.request_timeout_s, (timeout_ms or math.inf) / 1000)
         metrics.in_flight.inc()
         try:
-            async with asyncio.timeout(timeout_s) as limit:
+            async with asyncio.timeout(timeout_s) as limit, uploads.one() as take:
                 backend = await models.get(model)
                 asker = Asker(_client(request), degrade, limit.when())
                 pipeline.check(crops, backend, asker)
-                data = await read_image(request, settings.max_upload_bytes)
+                data = await read(request, take)
                 read_ms = 1000 * (time.perf_counter() - started)
                 work = pipeline.classify(data, crops, top, backend, detail=detail, asker=asker)
                 answer = await unless_client_leaves(request, work)
@@ -288,7 +301,7 @@ def _add_errors(
 
     async def known(request: Request, error: Exception) -> Response:
         problem: Problem = PROBLEMS[type(error)]  # type: ignore[index]
-        headers = {"Connection": "close"} if problem.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else {}
+        headers = {"Connection": "close"} if problem.status in UNREAD else {}
         if isinstance(error, Overloaded):
             headers["Retry-After"] = str(pipeline.admission.retry_after_s())
         if isinstance(error, ModelNotReady):

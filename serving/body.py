@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Final
 
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from serving.errors import MalformedRequest, TooManyBytes, UnsupportedFormat
+from serving.errors import MalformedRequest, Overloaded, TooManyBytes, UnsupportedFormat
 
 FIELD: Final = "file"
 _MULTIPART_BYTES: Final = 10_000
@@ -28,23 +29,51 @@ class _InMemoryParser(MultiPartParser):
     spool_max_size = sys.maxsize
 
 
-async def read_image(request: Request, max_bytes: int) -> bytes:
-    """The multipart field `file`, or a raw image/* body.
+class Uploads:
+    """Bytes of all uploads that are held in memory: read, waiting, or being decoded."""
 
-    Raises MalformedRequest, TooManyBytes or UnsupportedFormat.
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self.held_bytes = 0
+
+    @asynccontextmanager
+    async def one(self) -> AsyncIterator[Callable[[int], None]]:
+        """Yields what notes so many bytes more of one upload; raises Overloaded where there is no room."""
+        mine = 0
+
+        def take(size: int) -> None:
+            nonlocal mine
+            if self.held_bytes + size > self._max_bytes:
+                raise Overloaded(f"{self.held_bytes:,} bytes of uploads are held; try again in a moment")
+            mine, self.held_bytes = mine + size, self.held_bytes + size
+
+        try:
+            yield take
+        finally:
+            self.held_bytes -= mine
+
+
+async def read_image(
+    request: Request, max_bytes: int, take: Callable[[int], None] = lambda _: None
+) -> bytes:
+    """The multipart field `file`, or a raw image/* body; `take` is told of bytes as they come.
+
+    Raises MalformedRequest, TooManyBytes, UnsupportedFormat, and what `take` does.
     """
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        return await _multipart_file(request, max_bytes)
+        return await _multipart_file(request, max_bytes, take)
     if kind.startswith("image/") or kind == "application/octet-stream":
-        return b"".join([chunk async for chunk in limited(request, max_bytes)])
+        return b"".join([chunk async for chunk in limited(request, max_bytes, take)])
     raise UnsupportedFormat(
         f"the content type is {kind or 'missing'}; send the photograph as multipart/form-data "
         f"in a field named '{FIELD}', or as the body with an image/* content type"
     )
 
 
-async def limited(request: Request, max_bytes: int, overhead: int = 0) -> AsyncGenerator[bytes, None]:
+async def limited(
+    request: Request, max_bytes: int, take: Callable[[int], None], overhead: int = 0
+) -> AsyncGenerator[bytes, None]:
     """The body's chunks; TooManyBytes as soon as they, or the announced length, pass the limit.
 
     `overhead`: bytes allowed above `max_bytes` for what frames the file in the body.
@@ -63,6 +92,7 @@ async def limited(request: Request, max_bytes: int, overhead: int = 0) -> AsyncG
         if received > limit:
             await _drain(request, stream)
             raise TooManyBytes(f"the body is larger than the {max_bytes:,} bytes that are accepted")
+        take(len(chunk))
         yield chunk
 
 
@@ -73,8 +103,8 @@ async def _drain(request: Request, stream: AsyncIterator[bytes] | None = None) -
             return
 
 
-async def _multipart_file(request: Request, max_bytes: int) -> bytes:
-    stream = limited(request, max_bytes, overhead=_MULTIPART_BYTES)
+async def _multipart_file(request: Request, max_bytes: int, take: Callable[[int], None]) -> bytes:
+    stream = limited(request, max_bytes, take, overhead=_MULTIPART_BYTES)
     parser = _InMemoryParser(request.headers, stream, max_files=1, max_fields=8)
     try:
         form = await parser.parse()

@@ -4,6 +4,7 @@
     ├── RequestError                  the client's side; the text says what to change
     │   ├── MalformedRequest          400  a field is missing, a parameter has no such value
     │   ├── Unauthorized              401  no API key was shown, or none that is known here
+    │   ├── SlowUpload                408  the body did not arrive in time
     │   ├── UnknownModel              404  no model of that name is served here
     │   ├── TooManyBytes              413  the body is larger than the limit
     │   ├── TooManyPixels             413  the header announces more pixels than the limit
@@ -48,6 +49,10 @@ class Unauthorized(RequestError):
 
 class UnknownModel(RequestError):
     """The request names a model that is not served here."""
+
+
+class SlowUpload(RequestError):
+    """The body did not arrive in time."""
 
 
 class TooManyBytes(RequestError):
@@ -109,6 +114,7 @@ PROBLEMS: Final[dict[type[ServingError], Problem]] = {
     MalformedRequest: Problem(HTTPStatus.BAD_REQUEST, "Malformed request"),
     Unauthorized: Problem(HTTPStatus.UNAUTHORIZED, "Unauthorized"),
     UnknownModel: Problem(HTTPStatus.NOT_FOUND, "Unknown model"),
+    SlowUpload: Problem(HTTPStatus.REQUEST_TIMEOUT, "Upload too slow"),
     TooManyBytes: Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "Too many bytes"),
     TooManyPixels: Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "Too many pixels"),
     UnsupportedFormat: Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Not an accepted image format"),

@@ -20,6 +20,7 @@ import uvicorn
 
 from serving.backends import Backend
 from serving.certificate import Certificate
+from serving.head import HeadBounded
 from serving.models import Others
 from serving.settings import Settings
 
@@ -153,6 +154,7 @@ def uvicorn_config(app: Any, settings: Settings, host: str, port: int, **more: A
         log_level="warning",
         access_log=False,
         server_header=False,
+        http=HeadBounded.within(settings.head_timeout_s),
         # Always said, because by itself uvicorn believes the loopback, and FORWARDED_ALLOW_IPS.
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=settings.trusted_proxies,

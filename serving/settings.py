@@ -49,6 +49,9 @@ class Settings(BaseSettings):
     brownout: bool = Field(False, description="fewer crops when busy, before requests are refused")
     brownout_wait_ms: float = Field(500.0, gt=0, description="estimated wait at which crops are left out")
     request_timeout_s: float = Field(30.0, gt=0)
+    head_timeout_s: float = Field(10.0, gt=0, description="for a request's headers")
+    body_timeout_s: float = Field(20.0, gt=0, description="for an upload to arrive")
+    max_held_bytes: int = Field(512_000_000, gt=0, description="of all uploads in memory at once")
     decode_threads: int = Field(default_factory=_cores, gt=0)
     infer_threads: int = Field(default_factory=_cores, gt=0)
 
