@@ -162,6 +162,7 @@ def _add_classify(
     app: FastAPI, settings: Settings, models: Models, pipeline: Pipeline, metrics: Metrics, pulse: Pulse
 ) -> None:
     uploads = Uploads(settings.max_held_bytes)
+    longest_ms = math.ceil(1000 * settings.request_timeout_s)
 
     async def read(request: Request, take: Callable[[int], None]) -> bytes:
         try:
@@ -178,12 +179,12 @@ def _add_classify(
         model: ModelName = None,
         detail: Annotated[bool, Query(description="also what each crop said on its own")] = False,
         degrade: Annotated[bool, Query(description="fewer crops are fine when the server is busy")] = True,
-        timeout_ms: Annotated[int | None, Header(alias=TIMEOUT_HEADER, ge=1)] = None,
+        timeout_ms: Annotated[int, Header(alias=TIMEOUT_HEADER, ge=1)] = longest_ms,
     ) -> AnswerBody:
         """Top labels with probabilities, from the multipart field `file` or a raw image/* body."""
         started = time.perf_counter()
         crops = crops or settings.default_crops
-        timeout_s = min(settings.request_timeout_s, (timeout_ms or math.inf) / 1000)
+        timeout_s = min(settings.request_timeout_s, timeout_ms / 1000)
         metrics.in_flight.inc()
         try:
             async with asyncio.timeout(timeout_s) as limit, uploads.one() as take:
