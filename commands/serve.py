@@ -39,6 +39,7 @@ def serve(
     tls_key: Annotated[Path | None, typer.Option(help="PEM file of its key")] = None,
 ) -> None:
     """Serve POST /classify and the page. Every further knob is an ALEXNET_... variable."""
+    from serving.logs import configure
     from serving.server import serve as run
 
     given = dict(host=host, port=port, model_repository=repository, model=model, infer_threads=threads)
@@ -54,7 +55,7 @@ def serve(
             state = f"on {url}, not ready: {error}"
         out.print(f"alexnet-serving: {state}", highlight=False, soft_wrap=True)
 
-    log_to_stderr()
+    configure(settings.log_format, settings.log_level)
     asyncio.run(run(settings, backend, ready, others_of(settings)))
 
 

@@ -22,6 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
+from serving.access import AccessLog, note
 from serving.backends import Backend
 from serving.body import FIELD, Uploads, read_image
 from serving.brownout import Brownout
@@ -44,9 +45,9 @@ from serving.errors import (
 from serving.headers import RequestHeaders
 from serving.keys import KeyFile
 from serving.leaving import unless_client_leaves
-from serving.metrics import Metrics
+from serving.metrics import Metrics, spelled
 from serving.models import Models, Others
-from serving.pipeline import Asker, Pipeline
+from serving.pipeline import Answer, Asker, Pipeline
 from serving.preprocess import ACCEPTED_FORMATS
 from serving.pulse import Pulse
 from serving.schemas import AnswerBody, LabelBody, ModelBody, ModelChoiceBody, ProblemBody, ReadyBody
@@ -203,7 +204,14 @@ def _add_classify(
             pulse.beat()
         timing = {"read": read_ms, **answer.timing_ms, "total": 1000 * (time.perf_counter() - started)}
         metrics.answered(answer.model, answer.crops, timing, len(data), degraded=answer.degraded)
+        _note_answer(request, answer, timing)
         return AnswerBody.of(answer, timing, request.state.request_id, detail=detail)
+
+
+def _note_answer(request: Request, answer: Answer, timing_ms: dict[str, float]) -> None:
+    info = answer.model
+    told = {"model": info.name, "version": info.version, "crops": answer.crops, "degraded": answer.degraded}
+    note(request, **told, ms=timing_ms)
 
 
 def _client(request: Request) -> str:
@@ -317,6 +325,7 @@ def _add_errors(
             if detail != str(error):
                 logger.warning("request %s: %s", request.state.request_id, error)
         reason = type(error).__name__
+        note(request, reason=spelled(reason))
         return answer(request.state.request_id, problem.status, problem.title, detail, reason, **headers)
 
     async def invalid(request: Request, error: Exception) -> Response:
@@ -324,6 +333,7 @@ def _add_errors(
         detail = "; ".join(f"{fault['loc'][-1]}: {fault['msg']}" for fault in error.errors())
         problem = PROBLEMS[MalformedRequest]
         reason = MalformedRequest.__name__
+        note(request, reason=spelled(reason))
         return answer(request.state.request_id, problem.status, problem.title, detail, reason)
 
     async def http(request: Request, error: Exception) -> Response:
@@ -337,8 +347,9 @@ def _add_errors(
         detail = "the server failed on this request; its log has the reason under the request id"
         return answer(request_id, HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error", detail, "InternalError")
 
-    async def left(_: Request, error: Exception) -> Response:
+    async def left(request: Request, error: Exception) -> Response:
         metrics.refused(CLIENT_LEFT, "ClientLeft")
+        note(request, reason=spelled("ClientLeft"))
         return Response(status_code=CLIENT_LEFT)  # nobody reads it
 
     app.add_exception_handler(ClientDisconnect, left)
@@ -355,3 +366,4 @@ def _add_errors(
         app.add_middleware(CORSMiddleware, allow_origins=split(settings.cors_origins), **CORS)
     app.add_middleware(ClosingConnections, drain=drain)
     app.add_middleware(RequestHeaders, failed=failed, hsts_max_age_s=settings.hsts_max_age_s)
+    app.add_middleware(AccessLog)

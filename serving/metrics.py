@@ -17,6 +17,11 @@ _MODEL: Final = ("model", "version", "crops")
 _WORD: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 
+def spelled(reason: str) -> str:
+    """`TooManyBytes` -> `too_many_bytes`: a reason as metrics and log lines tell it."""
+    return _WORD.sub("_", reason).lower()
+
+
 class Metrics:
     """What an operator asks of a gateway: how fast, how much, what is refused and why, what waits.
 
@@ -67,7 +72,7 @@ class Metrics:
 
     def refused(self, status: int, reason: str) -> None:
         """Note one problem answer; `reason` is the error's class, told as `too_many_bytes`."""
-        self._refusals.labels(str(status), _WORD.sub("_", reason).lower()).inc()
+        self._refusals.labels(str(status), spelled(reason)).inc()
 
     def _counter(self, name: str, says: str, *labels: str) -> Counter:
         return Counter(name, says, labels, registry=self.registry)

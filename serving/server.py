@@ -152,6 +152,7 @@ def uvicorn_config(app: Any, settings: Settings, host: str, port: int, **more: A
         host=host,
         port=port,
         log_level="warning",
+        log_config=None,  # its lines leave as ours do: serving.logs
         access_log=False,
         server_header=False,
         http=HeadBounded.within(settings.head_timeout_s),

@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from serving.admission import Limits
 from serving.contract import Crops
+from serving.logs import Format, Level
 from serving.preprocess import DEFAULT_MAX_PIXELS
 from serving.triton_target import grpc_target
 
@@ -54,6 +55,8 @@ class Settings(BaseSettings):
     max_held_bytes: int = Field(512_000_000, gt=0, description="of all uploads in memory at once")
     decode_threads: int = Field(default_factory=_cores, gt=0)
     infer_threads: int = Field(default_factory=_cores, gt=0)
+    log_format: Format = "text"
+    log_level: Level = Field("info", description="info: a line a request; warning: what went wrong alone")
 
     triton: str = ""
     """HOST:PORT[,HOST:PORT...] of Triton's gRPC; empty: ONNX Runtime in this process."""
