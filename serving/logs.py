@@ -67,5 +67,7 @@ def _flat(fields: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _told(value: object) -> str:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
     said = value if isinstance(value, str) else json.dumps(value, default=str)
     return said if _PLAIN.fullmatch(said) else json.dumps(said)

@@ -53,11 +53,11 @@ def test_without_fields_a_text_line_is_the_usual_one() -> None:
 
 @given(st.text(st.characters(), max_size=40))
 def test_nothing_in_a_field_can_begin_a_line_or_look_like_another_field(text: str) -> None:
-    for formatter in (JsonLines(), TextLines(HEAD)):
-        line = formatter.format(record(path=text, status=404))
+    as_json, as_text = (each.format(record(path=text, status=404)) for each in (JsonLines(), TextLines(HEAD)))
+    for line in (as_json, as_text):
         assert line.isascii() and len(line.splitlines()) == 1
-    assert json.loads(JsonLines().format(record(path=text)))["path"] == text
-    told = line.partition(" path=")[2].removesuffix(" status=404")
+    assert json.loads(as_json)["path"] == text
+    told = as_text.partition(" path=")[2].removesuffix(" status=404")
     assert (json.loads(told) if told.startswith('"') else told) == text
 
 
