@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from collections import deque
+from statistics import median_low
 from typing import Final
 
 from serving.contract import CROP_COUNT, Crops
 
 FIRST_GUESS_MS_PER_CROP: Final = 5.0
-_WEIGHT: Final = 0.1
-"""Of a new measurement: the average is over about the last ten."""
+_KEPT: Final = 9
+"""Measurements of which the median counts: a slow first inference, or a moment when the machine was busy
+with something else, must not turn clients away."""
 
 
 class Costs:
-    """Moving averages. Numbers of crops that were not seen yet are guessed from those that were."""
+    """Medians of the last measurements. Numbers of crops not seen yet are guessed from those that were."""
 
     def __init__(self) -> None:
+        self._recent: dict[tuple[str, int], deque[float]] = {}
         self._ms: dict[tuple[str, int], float] = {}
 
     def measured(self, model: str, crops: int, ms: float) -> None:
         """Note that an inference of so many crops took so long."""
-        before = self._ms.get((model, crops))
-        self._ms[model, crops] = ms if before is None else before + _WEIGHT * (ms - before)
+        recent = self._recent.setdefault((model, crops), deque([self.ms(model, crops)], _KEPT))
+        recent.append(ms)
+        self._ms[model, crops] = median_low(recent)
 
     def ms(self, model: str, crops: int) -> float:
         """What an inference of so many crops will cost."""
