@@ -30,10 +30,10 @@ def backend() -> FakeBackend:
 
 @pytest.fixture
 def serve() -> Callable[..., AbstractContextManager[str]]:
-    """`with serve(backend, max_upload_bytes=...) as url`."""
+    """`with serve(backend, max_upload_bytes=...) as url`; an idle engine is left in peace."""
 
     def start(backend: Backend, **settings: object) -> AbstractContextManager[str]:
-        return serving(Settings(**settings), backend)  # type: ignore[arg-type]
+        return serving(Settings(**{"pulse_s": 0} | settings), backend)  # type: ignore[arg-type]
 
     return start
 
@@ -41,7 +41,7 @@ def serve() -> Callable[..., AbstractContextManager[str]]:
 @pytest.fixture
 def live_server(backend: FakeBackend) -> Iterator[str]:
     """The gateway over the fake engine with its default settings."""
-    with serving(Settings(), backend) as url:
+    with serving(Settings(pulse_s=0), backend) as url:
         yield url
 
 

@@ -28,6 +28,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.timeout(300)  # trains, exports and serves: over a minute where others work too
 def test_a_folder_becomes_a_served_model(photographs: Path, tmp_path: Path) -> None:
     run, repository = tmp_path / "run", tmp_path / "repository"
     trained = run_alexnet(

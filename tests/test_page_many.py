@@ -187,7 +187,7 @@ def test_the_model_can_be_chosen_where_there_are_several(open_page: OpenPage) ->
     def open_(_: str) -> Backend:
         return FakeBackend(LABELS[:4])
 
-    with serving(Settings(), FakeBackend(), Others(names, open_)) as url:
+    with serving(Settings(pulse_s=0), FakeBackend(), Others(names, open_)) as url:
         page = open_page(url)
         expect(page.locator("#models option")).to_have_text(["alexnet (fp32)", "smaller"])
         page.get_by_label("Model").select_option("smaller")
