@@ -21,8 +21,7 @@ from systems import Setup, System
 ALIKE = 0.95
 """Rates nearer than this differ by chance; of such set-ups the simplest, which comes first, is chosen.
 
-It matters: BentoML's adaptive batching is as fast as its workers with 8 clients, and takes twice as long
-with 32, where it waits for company that never comes."""
+It matters: BentoML's adaptive batching was as fast as its workers with 8 clients, half as fast with 32."""
 
 
 def with_choice(tried: Sequence[Tried]) -> list[Tried]:
