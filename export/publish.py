@@ -22,15 +22,17 @@ from export.config import check_config
 from export.forms import Form, Precision, fp32
 from export.gate import check_accuracy, check_parity, generated_crops
 from export.golden import golden_images
+from export.square import NotShareable, check_square, write_square
 from export.to_onnx import ExportError
 from export.versions import next_number
 from model.checkpoint import Checkpoint, replace_durably, sha256
 from model.data import Decoded
 from model.evaluate import Accuracy, accuracy
-from serving.contract import CONFIG_FILE, LABELS_FILE, PROVENANCE_FILE
+from serving.contract import CONFIG_FILE, LABELS_FILE, MODEL_FILE, PROVENANCE_FILE, SQUARE_FILE
 from serving.preprocess import Pixels
 
 GATE_IMAGES = 64
+SQUARE_IMAGES = 16
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ def publish(
             "model": {"file": file.name, "sha256": sha256(file), "bytes": file.stat().st_size},
             "parity": asdict(parity),
             **form.facts,
+            **_square(file, crops),
             **_accuracy(checkpoint, file, form, validation),
             **({} if training is None else {"auto": asdict(choose(form.target.predictor(file), training))}),
             "exported_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -99,6 +102,20 @@ def publish(
         return _make_visible(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _square(file: Path, crops: Pixels) -> dict[str, Any]:
+    """The graph for the embedded engine beside an ONNX file, checked; none where crops share nothing."""
+    if file.name != MODEL_FILE:
+        return {}
+    path = file.with_name(SQUARE_FILE)
+    try:
+        write_square(file, path)
+    except NotShareable:
+        return {}
+    same = check_square(file, path, crops[:SQUARE_IMAGES])
+    facts = {"file": path.name, "sha256": sha256(path), "bytes": path.stat().st_size}
+    return {"square": facts | asdict(same)}
 
 
 def _accuracy(

@@ -34,7 +34,7 @@ from photographs import photographs
 from servers import ROOT
 
 from serving.backends import OnnxRuntimeBackend
-from serving.contract import CHANNELS, CROP_COUNT, CROP_SIZE, Crops
+from serving.contract import CHANNELS, RESIZE_SIZE
 from serving.settings import Settings
 
 LONG_QUEUE = {"ALEXNET_MAX_WAITING_CROPS": "100000", "ALEXNET_MAX_WAIT_S": "60"}
@@ -90,13 +90,13 @@ async def ceiling(model: Path, clients: int, requests: int) -> float:
     """Images a second of the engine's own loop, ten crops each, decoded already."""
     engine = OnnxRuntimeBackend(model.parent, model.name, Settings().infer_threads)
     await engine.start()
-    shape = (CROP_COUNT[Crops.TEN], CROP_SIZE, CROP_SIZE, CHANNELS)
-    crops = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    shape = (1, RESIZE_SIZE, RESIZE_SIZE, CHANNELS)  # what the gateway gives it for ten crops
+    square = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     places = min(clients, engine.concurrency)
 
     async def place() -> None:
         for _ in range(requests // places):
-            await engine.infer(crops)
+            await engine.infer(square)
 
     started = time.perf_counter()
     await asyncio.gather(*(place() for _ in range(places)))

@@ -1,4 +1,4 @@
-"""The engine's own loop on decoded crops: no HTTP, no decoding. What a gateway could reach at most.
+"""The engine's own loop on decoded photographs: no HTTP, no decoding. What a gateway could reach at most.
 
     python loadtest/ceiling.py REPOSITORY MODEL [--seconds 3]
 
@@ -21,18 +21,17 @@ from machine import cores
 from photographs import generated
 
 from serving.backends import OnnxRuntimeBackend
-from serving.contract import Crops
-from serving.preprocess import DEFAULT_MAX_PIXELS, Pixels, prepare
+from serving.preprocess import Pixels, decode_square
 
 
-async def rate(backend: OnnxRuntimeBackend, crops: Pixels, at_once: int, seconds: float) -> float:
-    """Photographs a second, `at_once` under way all the time; crops uint8 [10, 224, 224, 3]."""
+async def rate(backend: OnnxRuntimeBackend, square: Pixels, at_once: int, seconds: float) -> float:
+    """Photographs a second, `at_once` under way all the time; uint8 [1, 256, 256, 3], as the gateway asks."""
     done, until = 0, time.perf_counter() + seconds
 
     async def loop() -> None:
         nonlocal done
         while time.perf_counter() < until:
-            await backend.infer(crops)
+            await backend.infer(square)
             done += 1
 
     began = time.perf_counter()
@@ -42,13 +41,13 @@ async def rate(backend: OnnxRuntimeBackend, crops: Pixels, at_once: int, seconds
 
 async def ceiling(repository: Path, model: str, seconds: float) -> float:
     """The faster of the two ways."""
-    crops = prepare(generated(1)[0], Crops.TEN, DEFAULT_MAX_PIXELS)
+    square = decode_square(generated(1)[0])[None]
     backend = OnnxRuntimeBackend(repository, model, cores())
     await backend.start()
     try:
         for at_once in (1, cores()):
-            await rate(backend, crops, at_once, 0.3)  # warm
-        return max([await rate(backend, crops, at_once, seconds / 2) for at_once in (1, cores())])
+            await rate(backend, square, at_once, 0.3)  # warm
+        return max([await rate(backend, square, at_once, seconds / 2) for at_once in (1, cores())])
     finally:
         await backend.close()
 

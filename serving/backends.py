@@ -1,4 +1,7 @@
-"""Engines that answer the contract: crops uint8 [N, 224, 224, 3] -> probabilities [N, classes]."""
+"""Engines that answer the contract: crops uint8 [N, 224, 224, 3] -> probabilities [N, classes].
+
+One that takes squares answers uint8 [1, 256, 256, 3] with what it says of the square's ten crops, sooner.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,19 @@ from typing import Any, Final, Protocol
 import numpy as np
 import onnxruntime
 
-from serving.contract import CHANNELS, CROP_COUNT, CROP_SIZE, INPUT_NAME, OUTPUT_NAME, PLAN_SUFFIX
+from serving.contract import (
+    CHANNELS,
+    CROP_COUNT,
+    CROP_SIZE,
+    INPUT_NAME,
+    OUTPUT_NAME,
+    PLAN_SUFFIX,
+    RESIZE_SIZE,
+    Crops,
+)
 from serving.errors import ModelNotReady, ServingError
 from serving.postprocess import Label, Probabilities
-from serving.preprocess import Pixels
+from serving.preprocess import Pixels, cut_crops, is_square
 from serving.repository import EXPORT_HINT, Version, latest_version, newest_state
 
 logger = logging.getLogger("alexnet.model")
@@ -71,6 +83,10 @@ class Backend(Protocol):
         An engine that may come by itself is waited for in the background instead.
         """
 
+    @property
+    def takes_squares(self) -> bool:
+        """Whether `infer` takes uint8 [1, 256, 256, 3] for the ten crops of that square."""
+
     async def infer(self, crops: Pixels, deadline_s: float | None = None) -> Inference:
         """uint8 [N, 224, 224, 3] -> float32 [N, classes], all of one model version.
 
@@ -116,6 +132,10 @@ class OnnxRuntimeBackend:
         return max(CROP_COUNT.values())  # more gain nothing
 
     @property
+    def takes_squares(self) -> bool:
+        return True  # a version without such a graph is given the crops
+
+    @property
     def model(self) -> Model:
         return self._ready().model
 
@@ -157,7 +177,7 @@ class OnnxRuntimeBackend:
             self._running += 1
             stack.callback(self._ended)
             run = asyncio.get_running_loop().run_in_executor
-            return Inference(await run(self._pool, run_session, session, crops), loaded.model)
+            return Inference(await run(self._pool, loaded.answer, session, crops), loaded.model)
 
     def _ended(self) -> None:
         self._running -= 1
@@ -183,7 +203,14 @@ class _Loaded:
     alone: onnxruntime.InferenceSession
     beside: onnxruntime.InferenceSession | None
     model: Model
+    takes_squares: bool
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def answer(self, session: onnxruntime.InferenceSession, images: Pixels) -> Probabilities:
+        """Of one of its sessions, for crops or a square."""
+        if is_square(images) and not self.takes_squares:
+            images = cut_crops(images[0], Crops.TEN)
+        return run_session(session, images)
 
 
 def load(version: Version, threads: int) -> _Loaded:
@@ -194,7 +221,8 @@ def load(version: Version, threads: int) -> _Loaded:
     if threads > 1 and version.path.stat().st_size <= BESIDE_MAX_BYTES:
         beside = open_session(version, 1)
     info = ModelInfo(version.model, version.number, version.precision, "onnxruntime")
-    return _Loaded(alone, beside, Model(info, version.labels, version.provenance))
+    model = Model(info, version.labels, version.provenance)
+    return _Loaded(alone, beside, model, takes_squares=version.square is not None)
 
 
 def open_session(version: Version, threads: int) -> onnxruntime.InferenceSession:
@@ -209,20 +237,21 @@ def open_session(version: Version, threads: int) -> onnxruntime.InferenceSession
             f"--model {version.model}"
         )
     _share_memory()
+    path = version.square or version.path
+    shapes = {(count, CROP_SIZE, CROP_SIZE, CHANNELS) for count in CROP_COUNT.values()}
+    if version.square:
+        shapes.add((1, RESIZE_SIZE, RESIZE_SIZE, CHANNELS))
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.use_env_allocators", "1")
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
-        session = onnxruntime.InferenceSession(str(version.path), options, providers=["CPUExecutionProvider"])
-        widths = {
-            run_session(session, np.zeros((count, CROP_SIZE, CROP_SIZE, CHANNELS), np.uint8)).shape[1]
-            for count in CROP_COUNT.values()
-        }
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        widths = {run_session(session, np.zeros(shape, np.uint8)).shape[1] for shape in shapes}
     except Exception as error:  # ONNX Runtime raises classes of its own for each kind of damage
         reason = str(error).splitlines()[0]
-        raise ModelNotReady(f"{version.path}: cannot be loaded ({reason}); {EXPORT_HINT}") from error
+        raise ModelNotReady(f"{path}: cannot be loaded ({reason}); {EXPORT_HINT}") from error
     if widths != {len(version.labels)}:
         raise ModelNotReady(
             f"{version.path}: {max(widths)} outputs, but labels.txt has {len(version.labels)} lines; "
@@ -255,6 +284,6 @@ def check_golden(version: Version, session: onnxruntime.InferenceSession) -> Non
 
 
 def run_session(session: onnxruntime.InferenceSession, crops: Pixels) -> Probabilities:
-    """One inference in the calling thread: uint8 [N, 224, 224, 3] -> float32 [N, classes]."""
+    """One inference in the calling thread: uint8 [N, 224, 224, 3] -> float32 [N, classes], or of a square."""
     probabilities: Probabilities = session.run([OUTPUT_NAME], {INPUT_NAME: crops})[0]
     return probabilities

@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 
 from serving.backends import Backend, Inference
-from serving.preprocess import Pixels
+from serving.preprocess import Pixels, count_views, is_square
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Share:
 @dataclass(eq=False)
 class _Item:
     backend: Backend
-    crops: Pixels
+    images: Pixels
     deadline_s: float | None
     since: float = field(default_factory=time.perf_counter)
     done: asyncio.Future[Share] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
@@ -48,12 +48,12 @@ class Batcher:
         self._waiting: deque[_Item] = deque()
         self._running: set[asyncio.Task[None]] = set()
 
-    async def infer(self, backend: Backend, crops: Pixels, deadline_s: float | None = None) -> Share:
-        """uint8 [N, 224, 224, 3] -> float32 [N, classes] of one version; raises as the backend does.
+    async def infer(self, backend: Backend, images: Pixels, deadline_s: float | None = None) -> Share:
+        """Crops, or a square, as the backend takes them -> float32 [N, classes] of one version; raises as it.
 
         Cancelled, it leaves the queue; an inference is given up when nobody waits for any of its rows.
         """
-        item = _Item(backend, crops, deadline_s)
+        item = _Item(backend, images, deadline_s)
         self._waiting.append(item)
         self._start()
         try:
@@ -73,21 +73,22 @@ class Batcher:
                 item.done.add_done_callback(partial(_cancel_unwanted, items, task))
 
     def _joined(self) -> list[_Item]:
-        """The first that waits, and those for the same model that fit in beside it."""
+        """The first that waits, and crops for the same model that fit in beside it; a square has no room."""
         first = self._waiting.popleft()
-        items, crops = [first], len(first.crops)
+        items = [first]
+        room = 0 if is_square(first.images) else self._max_crops - len(first.images)
         for item in list(self._waiting):
-            if item.backend is first.backend and crops + len(item.crops) <= self._max_crops:
+            if item.backend is first.backend and not is_square(item.images) and len(item.images) <= room:
                 self._waiting.remove(item)
                 items.append(item)
-                crops += len(item.crops)
+                room -= len(item.images)
         return items
 
     async def _run(self, items: list[_Item]) -> None:
         started = time.perf_counter()
         try:
-            crops = np.concatenate([item.crops for item in items]) if len(items) > 1 else items[0].crops
-            inference = await items[0].backend.infer(crops, _latest(items))
+            images = np.concatenate([item.images for item in items]) if len(items) > 1 else items[0].images
+            inference = await items[0].backend.infer(images, _latest(items))
             _tell(items, inference, started)
         except Exception as error:  # noqa: BLE001  each of those who wait is told
             for item in items:
@@ -107,7 +108,7 @@ def _tell(items: list[_Item], inference: Inference, started: float) -> None:
     ran_s = time.perf_counter() - started
     row, count = 0, len(inference.probabilities)
     for item in items:
-        rows = inference.probabilities[row : row + len(item.crops)]
+        rows = inference.probabilities[row : row + count_views(item.images)]
         row += len(rows)
         if not item.done.done():
             mine = Inference(rows, inference.model)

@@ -36,6 +36,9 @@ nothing and cost memory (full width, two cores: 10 crops 8.6 ms each in 0.4 GB, 
 0.9 GB, 160 crops 10.6 ms in 1.4 GB, 640 crops 22 ms in 4.6 GB)."""
 
 MODEL_FILE: Final = "model.onnx"
+SQUARE_FILE: Final = "square.onnx"
+"""Of the embedded engine, beside model.onnx: the same network, which also takes the square that ten crops
+are cut from, uint8 [1, 256, 256, 3] -> [10, classes], and computes once what the crops share."""
 PLAN_SUFFIX: Final = ".plan"
 """Of TensorRT engines, one file for each kind of GPU."""
 LABELS_FILE: Final = "labels.txt"

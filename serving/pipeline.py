@@ -29,7 +29,7 @@ from serving.postprocess import (
     predict,
     top_predictions,
 )
-from serving.preprocess import Pixels, cut_views, decode_square, views_of
+from serving.preprocess import Pixels, count_views, cut_views, decode_square, views_of
 
 DEFAULT_AUTO_MARGIN: Final = 0.5
 """For a model that does not say at which margin between its first two labels two crops are enough."""
@@ -145,25 +145,25 @@ class Pipeline:
         views = _views_at(work.crops, level)
         with _timed(timing, "decode"):
             run = asyncio.get_running_loop().run_in_executor
-            square, cut = await run(self._decoders, self._prepare, data, views)
+            square, images = await run(self._decoders, self._prepare, data, views, backend.takes_squares)
         infer = partial(self._infer, backend, work, deadline_s, timing)
-        inference = await infer(cut)
+        inference = await infer(images)
         if work.crops is Crops.AUTO and not level and not self._settled(inference):
-            return await _complete(infer, square, inference)
+            return await _complete(infer, square, inference, backend.takes_squares)
         return views, inference
 
     async def _infer(
-        self, backend: Backend, work: Work, deadline_s: float | None, timing: dict[str, float], crops: Pixels
+        self, backend: Backend, work: Work, deadline_s: float | None, timing: dict[str, float], images: Pixels
     ) -> Inference:
-        share = await self._engine.infer(backend, crops, deadline_s)
+        share = await self._engine.infer(backend, images, deadline_s)
         timing["queue"] += 1000 * share.waited_s
         timing["infer"] += 1000 * share.ran_s
-        self.admission.measured(work.model, len(crops), share.cost_s)
+        self.admission.measured(work.model, count_views(images), share.cost_s)
         return share.inference
 
-    def _prepare(self, data: bytes, views: Views) -> tuple[Pixels, Pixels]:
+    def _prepare(self, data: bytes, views: Views, as_square: bool) -> tuple[Pixels, Pixels]:
         square = decode_square(data, self._max_pixels)
-        return square, cut_views(square, views)
+        return square, _images(square, views, as_square)
 
     def _settled(self, inference: Inference) -> bool:
         """Whether the centre and its mirror image leave no doubt that the other eight could change."""
@@ -194,11 +194,22 @@ def _views_at(crops: Crops, level: int) -> Views:
     return asked if len(asked) <= LEVELS[level] else FIRST_VIEWS[: LEVELS[level]]
 
 
+def _images(square: Pixels, views: Views, as_square: bool) -> Pixels:
+    """What the engine is given for these views of a square."""
+    return square[None] if as_square and len(views) == len(VIEWS) else cut_views(square, views)
+
+
 async def _complete(
-    infer: Callable[[Pixels], Awaitable[Inference]], square: Pixels, first: Inference
+    infer: Callable[[Pixels], Awaitable[Inference]], square: Pixels, first: Inference, as_square: bool
 ) -> tuple[Views, Inference]:
-    """The other eight views beside the first two; all ten again where the version changed in between."""
+    """The other eight views beside the first two.
+
+    All ten again where a square stands for them, which takes no longer than eight crops, and where the
+    version changed in between.
+    """
     every = views_of(Crops.TEN)
+    if as_square:
+        return every, await infer(_images(square, every, as_square))
     rest = tuple(view for view in every if view not in FIRST_VIEWS)
     others = await infer(cut_views(square, rest))
     if others.model != first.model:  # no mean over two networks

@@ -126,6 +126,16 @@ def cut_views(square: Pixels, views: Sequence[int]) -> Pixels:
     return np.stack(windows)
 
 
+def is_square(images: Pixels) -> bool:
+    """Whether these are uint8 [1, 256, 256, 3], which stands for its ten crops, and not crops."""
+    return bool(images.shape[1] == RESIZE_SIZE)
+
+
+def count_views(images: Pixels) -> int:
+    """Rows of the answer to crops, or to a square."""
+    return len(VIEWS) if is_square(images) else len(images)
+
+
 def _window(square: Pixels, row: int, column: int) -> Pixels:
     return square[row : row + CROP_SIZE, column : column + CROP_SIZE]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serving.contract import LABELS_FILE, MODEL_FILE, PLAN_SUFFIX, PROVENANCE_FILE
+from serving.contract import LABELS_FILE, MODEL_FILE, PLAN_SUFFIX, PROVENANCE_FILE, SQUARE_FILE
 from serving.errors import ModelNotReady, UnknownModel
 from serving.golden import Golden
 from serving.postprocess import Label, read_labels
@@ -25,6 +25,12 @@ class Version:
     labels: tuple[Label, ...]
     provenance: dict[str, Any]
     golden: Golden | None = None
+
+    @property
+    def square(self) -> Path | None:
+        """The graph that takes squares as well as crops, where there is one beside the model's file."""
+        path = self.path.with_name(SQUARE_FILE)
+        return path if path.is_file() else None
 
     @property
     def precision(self) -> str:

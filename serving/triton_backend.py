@@ -128,6 +128,10 @@ class TritonBackend:
         self._watcher: asyncio.Task[None] | None = None
 
     @property
+    def takes_squares(self) -> bool:
+        return False  # config.pbtxt names the crops' shape
+
+    @property
     def concurrency(self) -> int:
         return self._concurrency
 

@@ -20,10 +20,11 @@ from PIL import Image
 
 from serving.app import create_app
 from serving.backends import Backend, Inference, Model, ModelInfo
+from serving.contract import Crops
 from serving.errors import ModelNotReady
 from serving.models import Others
 from serving.postprocess import Label, Probabilities
-from serving.preprocess import Pixels
+from serving.preprocess import Pixels, cut_crops, is_square
 from serving.settings import Settings
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class FakeBackend:
 
     concurrency = 1
     batch_crops = 10
+    takes_squares = False
 
     def __init__(self, labels: tuple[Label, ...] = LABELS, before: Callable[[], None] = lambda: None) -> None:
         self.batches: list[Pixels] = []
@@ -92,6 +94,8 @@ class FakeBackend:
 
     def probabilities(self, crops: Pixels) -> Probabilities:
         """What `infer` answers, for a test to compare with."""
+        if is_square(crops):
+            crops = cut_crops(crops[0], Crops.TEN)
         logits = (crops.reshape(len(crops), -1) / 255.0 - 0.5) @ self._projection
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         result: Probabilities = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)

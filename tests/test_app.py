@@ -45,10 +45,12 @@ def assert_problem(response: httpx.Response, status: int, *words: str) -> None:
         assert word in body["detail"]
 
 
+@pytest.mark.parametrize("squares", [False, True])
 @pytest.mark.parametrize(("crops", "count"), [("ten", 10), ("center", 1)])
 def test_an_upload_is_answered_with_the_mean_of_its_crops(
-    client: httpx.Client, backend: FakeBackend, crops: str, count: int
+    client: httpx.Client, backend: FakeBackend, crops: str, count: int, squares: bool
 ) -> None:
+    backend.takes_squares = squares
     data = encoded(picture(1))
     body = upload(client, data, crops=crops).json()
 
@@ -65,13 +67,17 @@ def test_an_upload_is_answered_with_the_mean_of_its_crops(
     stages = body["timing_ms"]
     assert list(stages) == ["read", "decode", "queue", "infer", "post", "total"]
     assert sum(ms for stage, ms in stages.items() if stage != "total") <= stages["total"] + 0.1
+    (given,) = backend.batches
+    assert given.shape[:2] == ((1, 256) if squares and crops == "ten" else (count, 224))
 
 
+@pytest.mark.parametrize("squares", [False, True])
 @pytest.mark.parametrize("by_setting", [True, False])
 @pytest.mark.parametrize(("margin", "count"), [(0.0, 2), (1.0, 10)])
 def test_auto_sees_ten_crops_only_where_the_centre_and_its_mirror_do_not_settle_it(
-    serve: Serve, backend: FakeBackend, margin: float, count: int, by_setting: bool
+    serve: Serve, backend: FakeBackend, margin: float, count: int, by_setting: bool, squares: bool
 ) -> None:
+    backend.takes_squares = squares
     data = encoded(picture(21))
     backend.provenance["auto"] = {"margin": 1 - margin if by_setting else margin}
     given = {"auto_margin": margin} if by_setting else {}
@@ -79,7 +85,9 @@ def test_auto_sees_ten_crops_only_where_the_centre_and_its_mirror_do_not_settle_
     expected = each.mean(axis=0) if count == 10 else each[[4, 9]].mean(axis=0)
     with serve(backend, **given) as url, httpx.Client(base_url=url) as client:
         body = upload(client, data, crops="auto", detail=True, top=1).json()
-    assert body["crops"] == count == sum(len(batch) for batch in backend.batches)
+    assert body["crops"] == count
+    second = [] if count == 2 else [(1, 256)] if squares else [(8, 224)]
+    assert [batch.shape[:2] for batch in backend.batches] == [(2, 224), *second]
     assert body["predictions"][0]["index"] == expected.argmax()
     assert body["predictions"][0]["probability"] == pytest.approx(float(expected.max()), rel=1e-5)
     seen = [(view["position"], view["mirrored"]) for view in body["views"]]

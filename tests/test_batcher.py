@@ -14,7 +14,7 @@ from support import FakeBackend
 
 from serving.backends import Inference
 from serving.batcher import Batcher
-from serving.contract import CHANNELS, CROP_SIZE
+from serving.contract import CHANNELS, CROP_SIZE, RESIZE_SIZE
 from serving.errors import EngineFailed
 from serving.postprocess import Probabilities
 from serving.preprocess import Pixels
@@ -92,6 +92,21 @@ def test_small_requests_that_wait_go_together_and_in_order_with_the_large() -> N
             engine.gate.release()
         await asyncio.gather(*tasks)
         assert [len(batch) for batch in engine.batches] == [1, 10, 10]
+
+    run(test)
+
+
+def test_a_square_is_never_joined_and_counts_as_its_ten_crops() -> None:
+    async def test() -> None:
+        engine, batcher = FakeBackend(), Batcher(places=1, max_crops=30)
+        rng = np.random.default_rng(4)
+        square = rng.integers(0, 256, (1, RESIZE_SIZE, RESIZE_SIZE, CHANNELS), np.uint8)
+        images = [crops_of(2, 1), square, crops_of(3, 2), square[:, ::-1], crops_of(1, 3)]
+        shares = await asyncio.gather(*(batcher.infer(engine, each) for each in images))
+        for each, share in zip(images, shares, strict=True):
+            np.testing.assert_array_equal(share.inference.probabilities, engine.probabilities(each))
+            assert share.cost_s <= share.ran_s
+        assert [batch.shape[:2] for batch in engine.batches] == [(2, 224), (1, 256), (4, 224), (1, 256)]
 
     run(test)
 

@@ -72,7 +72,12 @@ def file(net: AlexNet, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_published_version_is_complete(published: Path, source: Path) -> None:
     assert published.name == "1"
-    assert sorted(path.name for path in published.iterdir()) == ["golden", "model.onnx", "provenance.json"]
+    assert sorted(path.name for path in published.iterdir()) == [
+        "golden",
+        "model.onnx",
+        "provenance.json",
+        "square.onnx",
+    ]
     assert sorted(path.name for path in published.parent.iterdir()) == ["1", "config.pbtxt", "labels.txt"]
     assert list(read_labels(published.parent / "labels.txt")) == LABELS
     provenance = json.loads((published / "provenance.json").read_text())
