@@ -4,7 +4,8 @@
 
 CHECKPOINT gives the peer's weights (full width: `torch.onnx.export` as it comes, LRN as AveragePool
 and Pow); each VERSION is a folder of the model repository. The engine alone: ONNX Runtime, every
-core, no server. Models take turns in blocks of runs; medians of the blocks' medians are printed.
+core, no server. Ten crops are also asked for as the embedded engine does, by their square. Models take
+turns in blocks of runs; medians of the blocks' medians are printed.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from machine import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 
+SQUARE = "square.onnx"
 WARM_UP = 3
 COLUMNS = "{:<44}{:>8}{:>8}{:>10}{:>16}{:>8}"
 
@@ -47,6 +49,8 @@ def open_model(path: Path) -> tuple[onnxruntime.InferenceSession, Any]:
     wanted, rng = session.get_inputs()[0], np.random.default_rng(0)
 
     def images(count: int) -> dict[str, Any]:
+        if path.name == SQUARE:
+            return {wanted.name: rng.integers(0, 256, (1, 256, 256, 3), np.uint8)}
         if wanted.type == "tensor(uint8)":
             return {wanted.name: rng.integers(0, 256, (count, 224, 224, 3), np.uint8)}
         return {wanted.name: rng.normal(size=(count, 3, 224, 224)).astype(np.float32)}
@@ -84,6 +88,8 @@ def main() -> None:
         peer = Path(folder) / "stock.onnx"
         stock(given.checkpoint.resolve(), peer)
         paths = {"stock": peer} | {name_of(v): v / "model.onnx" for v in given.versions}
+        squares = {f"{name_of(v)} square": v / SQUARE for v in given.versions if (v / SQUARE).is_file()}
+        paths |= squares
         models = {name: open_model(path) for name, path in paths.items()}
         sizes = {name: path.stat().st_size / 1e6 for name, path in paths.items()}
     print("python " + " ".join(sys.argv))
@@ -91,9 +97,10 @@ def main() -> None:
     print(f"medians of {given.rounds} rounds of {given.runs} runs, milliseconds")
     print(COLUMNS.format("model", "MB", "crops", "ms", "min-max", "ratio"))
     for crops in map(int, given.crops.split(",")):
-        blocks: dict[str, list[float]] = {name: [] for name in models}
+        asked = {name: model for name, model in models.items() if crops == 10 or name not in squares}
+        blocks: dict[str, list[float]] = {name: [] for name in asked}
         for _ in range(given.rounds):
-            for name, (session, images) in models.items():
+            for name, (session, images) in asked.items():
                 blocks[name].append(block(session, images(crops), given.runs))
         base = statistics.median(blocks["stock"])
         for name, times in blocks.items():

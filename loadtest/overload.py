@@ -1,7 +1,8 @@
-"""More than a gateway can do: four times saturation, clients that leave, ten thousand requests.
+"""More than a gateway can do: four times saturation, clients that leave or drip, ten thousand requests.
 
     python loadtest/overload.py flood MODEL [--images FOLDER] [--seconds 300] [--times 4]
     python loadtest/overload.py storm MODEL [--requests 500] [--leave-ms 5]
+    python loadtest/overload.py slow MODEL [--clients 500] [--seconds 60]
     python loadtest/overload.py memory MODEL [--requests 10000]
 
 MODEL is a model's folder in a repository, model_repository/alexnet say.
@@ -11,6 +12,9 @@ flood   ten crops at random arrivals, `times` as many as a closed loop found the
         answered, every status, whether /livez always answered, and p50 of one client before and after.
 storm   each client sends a photograph and leaves so many milliseconds later; told is the server's processor
         time beside that of as many answers.
+slow    eight clients alone, then beside so many that send a byte a second (half in the head, half in the
+        photograph) and come back when they are closed; told are the eight's answers a second, p50 and p99,
+        how often the slow ones were closed, and the server's memory.
 memory  resident memory after the first fifth of the requests and after the last; the same with a server that
         is made to leak 20 kB a request, which must be seen.
 """
@@ -28,6 +32,7 @@ from pathlib import Path
 import httpx
 import psutil
 from closed_loop import HEADERS, closed_loop, multipart
+from dripping import dripping
 from figures import percentiles, table
 from machine import machine
 from open_loop import Answers, open_loop
@@ -141,6 +146,25 @@ def storm(given: argparse.Namespace, bodies: list[bytes]) -> list[list[str]]:
     ]
 
 
+def slow(given: argparse.Namespace, bodies: list[bytes]) -> list[list[str]]:
+    headings = ["slow clients", "answered/s", "p50 ms", "p99", "refused", "connected", "closed", "MB"]
+    rows = [headings]
+
+    async def beside(server: Server, count: int, seconds: float) -> list[str]:
+        async with dripping(server.url, count) as drips:
+            await asyncio.sleep(2 if count else 0)
+            load = await asyncio.to_thread(closed_loop, server.url, TEN, bodies, 8, seconds)
+            times = percentiles(load.latencies_ms)
+            speed = [f"{load.images_per_s:.1f}", f"{times.p50:.0f}", f"{times.p99:.0f}", str(load.refused)]
+            held = f"{memory(server.pid).rss:.0f}"
+            return [str(count), *speed, str(drips.connected), str(drips.closed), held]
+
+    with gateway(given.model, bodies[0]) as server:
+        for count, seconds in ((0, 15.0), (given.clients, given.seconds), (0, 15.0)):
+            rows.append(asyncio.run(beside(server, count, seconds)))
+    return rows
+
+
 def growth(given: argparse.Namespace, bodies: list[bytes], *, leak: bool) -> tuple[float, float]:
     """MB resident after a fifth of the requests, and after all of them."""
     with gateway(given.model, bodies[0], leak=leak) as server:
@@ -177,18 +201,20 @@ def grown(given: argparse.Namespace, bodies: list[bytes]) -> list[list[str]]:
 def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("what", choices=["flood", "storm", "memory"])
+    parser.add_argument("what", choices=["flood", "storm", "slow", "memory"])
     parser.add_argument("model", type=Path)
     parser.add_argument("--images", type=Path, help="a folder of photographs [default: generated]")
-    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--seconds", type=float, help="[default: 300; slow: 60]")
+    parser.add_argument("--clients", type=int, default=500)
     parser.add_argument("--times", type=float, default=4)
     parser.add_argument("--requests", type=int)
     parser.add_argument("--leave-ms", type=float, default=5)
     given = parser.parse_args()
+    given.seconds = given.seconds or {"slow": 60}.get(given.what, 300)
     given.requests = given.requests or {"storm": 500}.get(given.what, 10_000)
     bodies = [multipart(file) for file in photographs(given_folder(given.images))]
     print(f"python {' '.join(sys.argv)}\n{machine()}")
-    rows = {"flood": flood, "storm": storm, "memory": grown}[given.what](given, bodies)
+    rows = {"flood": flood, "storm": storm, "slow": slow, "memory": grown}[given.what](given, bodies)
     print("\n".join(table(rows)))
 
 
