@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,26 +43,28 @@ async def _classify(
     settings: Settings, images: list[Path], top: int, crops: Crops, report: Callable[[Path, Any], None]
 ) -> int:
     from serving.backends import OnnxRuntimeBackend
+    from serving.decoders import Bounds, Decoders
     from serving.pipeline import Pipeline
 
-    backend = OnnxRuntimeBackend(settings.model_repository, settings.model, settings.infer_threads)
-    await backend.start()
-    pipeline = Pipeline(
-        backend,
-        decode_threads=1,
-        max_pixels=settings.max_pixels,
-        max_waiting_crops=settings.max_waiting_crops,
-        auto_margin=settings.auto_margin,
-    )
-    failed = 0
-    for image in images:
-        try:
-            report(image, await pipeline.classify(image.read_bytes(), crops, top))
-        except (ServingError, OSError) as error:
-            failed += 1
-            report(image, error.strerror if isinstance(error, OSError) and error.strerror else error)
-    pipeline.close()
-    await backend.close()
+    with closing(Decoders(1, Bounds(max_pixels=settings.max_pixels))) as decoders:
+        decoders.start()  # while the model is loaded
+        backend = OnnxRuntimeBackend(settings.model_repository, settings.model, settings.infer_threads)
+        await backend.start()
+        pipeline = Pipeline(
+            backend,
+            decoders,
+            max_waiting_crops=settings.max_waiting_crops,
+            auto_margin=settings.auto_margin,
+        )
+        failed = 0
+        for image in images:
+            try:
+                report(image, await pipeline.classify(image.read_bytes(), crops, top))
+            except (ServingError, OSError) as error:
+                failed += 1
+                report(image, error.strerror if isinstance(error, OSError) and error.strerror else error)
+        pipeline.close()
+        await backend.close()
     return failed
 
 

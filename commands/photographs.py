@@ -32,7 +32,7 @@ def decode(data: Path | str, classes: list[str], split: str = "val", count: int 
         images = images.only(_spread(len(images), count))
     room = memory_bytes() / 2
     with progress("decoding", len(images)) as advance:
-        return Decoded.read(images, settings_of({}).decode_threads, lambda: advance(1), room)
+        return Decoded.read(images, settings_of({}).decode_workers, lambda: advance(1), room)
 
 
 def crops_of(data: Path, split: str, checkpoint: Checkpoint, count: int) -> Pixels:

@@ -49,7 +49,7 @@ def score(
         from serving.score import score as run
 
     job = Job(source, crops, top)
-    pace = Pace(workers or settings_of({}).decode_threads, in_flight, wait_s)
+    pace = Pace(workers or settings_of({}).decode_workers, in_flight, wait_s)
     settings = settings_of(dict(triton=triton, model=model))
     make_backend = triton_backend(settings)
     backend = make_backend()

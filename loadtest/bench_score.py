@@ -46,7 +46,7 @@ def main() -> None:
     given = parser.parse_args()
     print("python", *sys.argv, "\n" + machine())
     name, repository = given.model.name, given.model.parent
-    workers = Settings().decode_threads
+    workers = Settings().decode_workers
     rates: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder, LocalTriton(repository, [name]) as server:
         files = write(photographs(given.images), given.files, Path(folder) / "files")

@@ -30,6 +30,7 @@ from serving.backends import OnnxRuntimeBackend
 from serving.brownout import Brownout
 from serving.contract import CENTRE, CENTRE_MIRRORED, Crops
 from serving.costs import LEVELS
+from serving.decoders import Decoders
 from serving.pipeline import DEFAULT_AUTO_MARGIN, Pipeline
 from serving.repository import find_version
 from serving.settings import Settings
@@ -85,9 +86,7 @@ async def images_per_s(model: Path, crops: Crops, level: int, bodies: list[bytes
     brownout.level = level
     backend = OnnxRuntimeBackend(model.parent.parent, model.parent.name, settings.infer_threads)
     await backend.start()
-    pipeline = Pipeline(
-        backend, decode_threads=settings.decode_threads, max_pixels=settings.max_pixels, brownout=brownout
-    )
+    pipeline = Pipeline(backend, Decoders(settings.decode_workers), brownout=brownout)
     done, began = 0, time.perf_counter()
     numbers = itertools.count()
 

@@ -27,6 +27,7 @@ from serving.backends import Backend
 from serving.body import FIELD, Uploads, read_image
 from serving.brownout import Brownout
 from serving.contract import Crops
+from serving.decoders import Bounds, Decoders
 from serving.door import KEY_HEADER, Door, describe_keys
 from serving.drain import ClosingConnections, Drain
 from serving.errors import (
@@ -113,18 +114,22 @@ ModelName = Annotated[str | None, Query(description="one of /models; default: th
 
 
 def create_app(
-    settings: Settings, backend: Backend, others: Others | None = None, drain: Drain | None = None
+    settings: Settings,
+    backend: Backend,
+    others: Others | None = None,
+    drain: Drain | None = None,
+    decoders: Decoders | None = None,
 ) -> FastAPI:
     """The gateway over `backend`; starts and closes it with the app's life, and the others as they come.
 
-    `drain`: how whoever runs it says that it is about to end.
+    `drain`: how whoever runs it says that it is about to end. `decoders`: others than the settings'.
     """
     drain = drain or Drain()
+    decoders = decoders or _decoders(settings)
     models = Models(backend, settings.model, others)
     pipeline = Pipeline(
         backend,
-        decode_threads=settings.decode_threads,
-        max_pixels=settings.max_pixels,
+        decoders,
         max_waiting_crops=settings.max_waiting_crops,
         max_wait_s=settings.max_wait_s,
         auto_margin=settings.auto_margin,
@@ -133,6 +138,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        decoders.start()
         await models.start()
         pulse.beat()
         looking = asyncio.create_task(pulse.look())
@@ -157,6 +163,16 @@ def create_app(
     _add_page(app)
     _add_errors(app, settings, pipeline, metrics, drain)
     return app
+
+
+def _decoders(settings: Settings) -> Decoders:
+    bounds = Bounds(
+        settings.decode_timeout_s,
+        settings.max_upload_bytes,
+        settings.max_pixels,
+        settings.decode_memory_bytes,
+    )
+    return Decoders(settings.decode_workers, bounds)
 
 
 def _add_classify(

@@ -10,6 +10,9 @@
     │   ├── TooManyPixels             413  the header announces more pixels than the limit
     │   ├── UnsupportedFormat         415  not an accepted image format
     │   ├── UndecodableImage          422  an accepted format, but damaged or empty
+    │   ├── DecodeTimeout             422  decoding was given up after its time
+    │   ├── DecoderCrashed            422  the decoder's process broke on it
+    │   ├── DecoderOutOfMemory        422  decoding would have taken more memory than it may
     │   └── RateLimited               429  the key asks more often than it may
     └── ServerError                   our side; trying again may help
         ├── Overloaded                503  more work waits than the limit allows
@@ -71,6 +74,18 @@ class UndecodableImage(RequestError):
     """The bytes claim an accepted format but cannot be decoded."""
 
 
+class DecodeTimeout(RequestError):
+    """The image was not decoded in the time that one may take."""
+
+
+class DecoderCrashed(RequestError):
+    """The process that decoded the image died of it, or met an error that it does not know."""
+
+
+class DecoderOutOfMemory(RequestError):
+    """The image would have taken more memory than decoding one may."""
+
+
 class RateLimited(RequestError):
     """The key's photographs a second are used up; there will be one in `retry_after_s`."""
 
@@ -119,6 +134,9 @@ PROBLEMS: Final[dict[type[ServingError], Problem]] = {
     TooManyPixels: Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "Too many pixels"),
     UnsupportedFormat: Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Not an accepted image format"),
     UndecodableImage: Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "Image cannot be decoded"),
+    DecodeTimeout: Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "Image takes too long to decode"),
+    DecoderCrashed: Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "Image breaks its decoder"),
+    DecoderOutOfMemory: Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "Image takes too much memory to decode"),
     RateLimited: Problem(HTTPStatus.TOO_MANY_REQUESTS, "Too many requests"),
     Overloaded: Problem(HTTPStatus.SERVICE_UNAVAILABLE, "Overloaded"),
     Stopping: Problem(HTTPStatus.SERVICE_UNAVAILABLE, "Stopping"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -20,6 +21,8 @@ from serving.batcher import Batcher
 from serving.brownout import Brownout
 from serving.contract import CENTRE, CENTRE_MIRRORED, CROP_COUNT, VIEWS, Crops
 from serving.costs import LEVELS
+from serving.decoders import Decoders, Failure, Upload
+from serving.errors import DecoderCrashed
 from serving.postprocess import (
     Label,
     Prediction,
@@ -29,7 +32,7 @@ from serving.postprocess import (
     predict,
     top_predictions,
 )
-from serving.preprocess import Pixels, count_views, cut_views, decode_square, views_of
+from serving.preprocess import Pixels, count_views, cut_views, views_of
 
 DEFAULT_AUTO_MARGIN: Final = 0.5
 """For a model that does not say at which margin between its first two labels two crops are enough."""
@@ -39,6 +42,8 @@ Views = tuple[int, ...]
 
 FIRST_VIEWS: Final[Views] = (CENTRE, CENTRE_MIRRORED)
 """What is looked at before the other eight, and all that is where there is no time for them."""
+
+logger = logging.getLogger("alexnet.gateway")
 
 
 @dataclass(frozen=True)
@@ -76,24 +81,24 @@ class Asker:
 
 
 class Pipeline:
-    """Composes the stages over a backend. One per event loop; `close` ends its decode threads."""
+    """Composes the stages over a backend. One per event loop; `close` ends its decoders."""
 
     def __init__(
         self,
         backend: Backend,
+        decoders: Decoders,
         *,
-        decode_threads: int,
-        max_pixels: int,
         max_waiting_crops: int = Limits.max_waiting_crops,
         max_wait_s: float = Limits.max_wait_s,
         auto_margin: float | None = None,
         brownout: Brownout | None = None,
     ) -> None:
-        limits = Limits(backend.concurrency, decode_threads, max_waiting_crops, max_wait_s)
+        limits = Limits(backend.concurrency, decoders.workers, max_waiting_crops, max_wait_s)
         self.backend = backend
         self.admission = Admission(limits, brownout)
-        self._max_pixels, self._auto_margin = max_pixels, auto_margin
-        self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
+        self._auto_margin = auto_margin
+        self._decoders = decoders
+        self._threads = ThreadPoolExecutor(decoders.workers, "decode")  # each waits for a decoder
         self._engine = Batcher(backend.concurrency, backend.batch_crops)
 
     def check(self, crops: Crops, backend: Backend, asker: Asker) -> None:
@@ -145,7 +150,7 @@ class Pipeline:
         views = _views_at(work.crops, level)
         with _timed(timing, "decode"):
             run = asyncio.get_running_loop().run_in_executor
-            square, images = await run(self._decoders, self._prepare, data, views, backend.takes_squares)
+            square, images = await run(self._threads, self._prepare, data, views, backend.takes_squares)
         infer = partial(self._infer, backend, work, deadline_s, timing)
         inference = await infer(images)
         if work.crops is Crops.AUTO and not level and not self._settled(inference):
@@ -162,8 +167,12 @@ class Pipeline:
         return share.inference
 
     def _prepare(self, data: bytes, views: Views, as_square: bool) -> tuple[Pixels, Pixels]:
-        square = decode_square(data, self._max_pixels)
-        return square, _images(square, views, as_square)
+        square = self._decoders.decode(Upload(data))
+        if not isinstance(square, Failure):
+            return square, _images(square, views, as_square)
+        if isinstance(square.error, DecoderCrashed):
+            logger.warning("a decoder was lost, and is replaced: %s", square.detail)
+        raise square.error
 
     def _settled(self, inference: Inference) -> bool:
         """Whether the centre and its mirror image leave no doubt that the other eight could change."""
@@ -179,8 +188,9 @@ class Pipeline:
         return len(seen) < CROP_COUNT[crops]
 
     def close(self) -> None:
-        """End the decode threads; what they are doing is finished first."""
-        self._decoders.shutdown(wait=True)
+        """End the decoders; nobody waits for what they are doing."""
+        self._decoders.close()
+        self._threads.shutdown(wait=True, cancel_futures=True)
 
 
 def _work(crops: Crops, backend: Backend, asker: Asker) -> Work:

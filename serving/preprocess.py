@@ -27,7 +27,7 @@ ACCEPTED_FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 DEFAULT_MAX_PIXELS: Final = 50_000_000
 """A 48-megapixel phone camera fits. Decoding takes up to 16 bytes a pixel (WebP; RGBA 8, RGB and
-progressive JPEG 4, other JPEG nearly none), so 0.8 GB in each decoding thread at the worst."""
+progressive JPEG 4, other JPEG nearly none), so 0.8 GB in each decoding process at the worst."""
 
 # Pillow's own reader of uncompressed TIFF takes minutes over 55 kB of overlapping strips, and
 # gigabytes for a long list of them; libtiff, which decodes the compressed ones anyway, does not.

@@ -53,7 +53,11 @@ class Settings(BaseSettings):
     head_timeout_s: float = Field(10.0, gt=0, description="for a request's headers")
     body_timeout_s: float = Field(20.0, gt=0, description="for an upload to arrive")
     max_held_bytes: int = Field(512_000_000, gt=0, description="of all uploads in memory at once")
-    decode_threads: int = Field(default_factory=_cores, gt=0)
+    decode_workers: int = Field(default_factory=_cores, gt=0, description="processes of about 30 MB")
+    decode_memory_bytes: int | None = Field(
+        None, gt=0, description="of each, more than idle; then 422; default: enough for what is accepted"
+    )
+    decode_timeout_s: float = Field(10.0, gt=0, description="for a photograph; then 422, and a new worker")
     infer_threads: int = Field(default_factory=_cores, gt=0)
     log_format: Format = "text"
     log_level: Level = Field("info", description="info: a line a request; warning: what went wrong alone")

@@ -21,6 +21,7 @@ from PIL import Image
 from serving.app import create_app
 from serving.backends import Backend, Inference, Model, ModelInfo
 from serving.contract import Crops
+from serving.decoders import Decoders
 from serving.errors import ModelNotReady
 from serving.models import Others
 from serving.postprocess import Label, Probabilities
@@ -135,9 +136,12 @@ def run_alexnet(*arguments: str | Path, **environment: str) -> subprocess.Comple
 
 
 @contextmanager
-def serving(settings: Settings, backend: Backend, others: Others | None = None) -> Iterator[str]:
+def serving(
+    settings: Settings, backend: Backend, others: Others | None = None, decoders: Decoders | None = None
+) -> Iterator[str]:
     """The real app in a real uvicorn on a free loopback port; yields its URL."""
-    config = uvicorn.Config(create_app(settings, backend, others), port=0, log_level="warning")
+    app = create_app(settings, backend, others, decoders=decoders)
+    config = uvicorn.Config(app, port=0, log_level="warning")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -114,7 +114,7 @@ def test_in_a_brownout_busy_times_are_answered_with_fewer_crops_and_say_so(
     serve: Serve, engine: Gated
 ) -> None:
     data = encoded(picture(3))
-    with serve(engine, brownout=True, brownout_wait_ms=1e-6, decode_threads=1) as url, Client(url) as client:
+    with serve(engine, brownout=True, brownout_wait_ms=1e-6, decode_workers=1) as url, Client(url) as client:
         answers = [client.ask(3, top=10) for _ in range(2)]  # one in the engine, one decoded
         client.until_waiting(20)
         auto = client.ask(3, crops="auto", top=10)

@@ -6,7 +6,6 @@ import asyncio
 import csv
 import io
 import json
-import os
 import random
 import shutil
 import signal
@@ -28,7 +27,6 @@ from pyarrow import parquet
 from support import ALEXNET, LABELS, QUIET, ROOT, FakeBackend, encoded, picture, run_alexnet
 
 from serving.contract import MAX_BATCH, Crops
-from serving.decoders import Decoders, Failure, decoded
 from serving.errors import EngineFailed, MalformedRequest, ModelNotReady
 from serving.journal import Journal
 from serving.postprocess import average
@@ -230,52 +228,6 @@ def test_a_compressed_or_damaged_archive_is_told(tmp_path: Path) -> None:
     (tmp_path / "b.tar").write_bytes(bytes(range(256)) * 20)
     with pytest.raises(MalformedRequest, match="cannot be listed"):
         list(list_items(str(tmp_path / "b.tar")))
-
-
-# --- decoders -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def decoders() -> Iterator[Decoders]:
-    made = Decoders(1, timeout_s=2)
-    yield made
-    made.close()
-
-
-def test_a_worker_decodes_as_the_gateway_does(decoders: Decoders, folder: Path) -> None:
-    item = Item("x", str(folder / "0" / "02.jpg"))
-    square = decoders.decode(item)
-    assert not isinstance(square, Failure)
-    assert square.tobytes() == decoded(item)
-
-
-class Poison(Item):
-    """Ends the process that unpickles it."""
-
-    def __reduce__(self) -> Any:
-        return os._exit, (9,)
-
-
-def test_a_decoder_that_dies_or_hangs_costs_one_row(decoders: Decoders, folder: Path, tmp_path: Path) -> None:
-    good = Item("good", str(folder / "0" / "02.jpg"))
-    pipe = tmp_path / "never.jpg"
-    os.mkfifo(pipe)  # opening it waits for a writer that never comes
-    hung = decoders.decode(Item("hung", str(pipe)))
-    assert hung == Failure("decode_timeout", "not decoded within 2 s")
-    assert not isinstance(decoders.decode(good), Failure)
-    before = decoders.pids
-    assert decoders.decode(Poison("x", "")) == Failure("decoder_crashed", "its decoder died with status 9")
-    assert not isinstance(decoders.decode(good), Failure)
-    assert decoders.pids != before
-
-
-def test_what_a_decoder_says_is_the_same_on_every_run(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    def fail(_: bytes) -> None:
-        raise RuntimeError(f"cannot read {object()}")
-
-    monkeypatch.setattr("serving.decoders.decode_square", fail)
-    failure = decoded(Item("x", str(folder / "0" / "02.jpg")))
-    assert failure == Failure("decoder_crashed", "RuntimeError: cannot read <object object>")
 
 
 # --- the journal ----------------------------------------------------------------------------------------
