@@ -27,7 +27,7 @@ from serving.backends import Backend
 from serving.body import FIELD, Uploads, read_image
 from serving.brownout import Brownout
 from serving.contract import Crops
-from serving.decoders import Bounds, Decoders
+from serving.decoders import Decoders
 from serving.door import KEY_HEADER, Door, describe_keys
 from serving.drain import ClosingConnections, Drain
 from serving.errors import (
@@ -125,7 +125,7 @@ def create_app(
     `drain`: how whoever runs it says that it is about to end. `decoders`: others than the settings'.
     """
     drain = drain or Drain()
-    decoders = decoders or _decoders(settings)
+    decoders = decoders or Decoders(settings.decode_workers, settings.decode_bounds)
     models = Models(backend, settings.model, others)
     pipeline = Pipeline(
         backend,
@@ -163,16 +163,6 @@ def create_app(
     _add_page(app)
     _add_errors(app, settings, pipeline, metrics, drain)
     return app
-
-
-def _decoders(settings: Settings) -> Decoders:
-    bounds = Bounds(
-        settings.decode_timeout_s,
-        settings.max_upload_bytes,
-        settings.max_pixels,
-        settings.decode_memory_bytes,
-    )
-    return Decoders(settings.decode_workers, bounds)
 
 
 def _add_classify(

@@ -136,12 +136,12 @@ class Decoders:
         self.workers = workers
         self._idle: LifoQueue[_Worker] = LifoQueue()
         self._all = [_Worker(bounds) for _ in range(workers)]
-        for worker in self._all:
+        for worker in reversed(self._all):  # the first is taken first
             self._idle.put(worker)
 
-    def start(self) -> None:
-        """Start them all, without waiting until they are ready; by itself each starts with its first file."""
-        for worker in self._all:
+    def start(self, count: int | None = None) -> None:
+        """Start so many, or all, without waiting until they are ready; by itself each starts when needed."""
+        for worker in self._all[:count]:
             worker.start()
 
     def decode(self, source: Source) -> Pixels | Failure:

@@ -12,7 +12,7 @@ import math
 import signal
 import socket
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,6 +20,7 @@ import uvicorn
 
 from serving.backends import Backend
 from serving.certificate import Certificate
+from serving.decoders import Decoders
 from serving.head import HeadBounded
 from serving.models import Others
 from serving.settings import Settings
@@ -110,11 +111,14 @@ async def serve(
     if settings.tls_cert and settings.tls_key:
         certificate = Certificate(settings.tls_cert, settings.tls_key)
     stopped = _stopped_by_sigterm()
-    # The web framework is imported while the model loads: ready a fifth of a second sooner.
-    imported = asyncio.to_thread(import_module, "serving.app")
-    started, _ = await asyncio.gather(_start(backend, stopped), imported)
-    if started:
-        await _gateway(settings, backend, others, ready, certificate).serve()
+    with closing(Decoders(settings.decode_workers, settings.decode_bounds)) as decoders:
+        # While the model loads. One is enough for the first photograph; the others are the app's to start.
+        decoders.start(1)
+        # And so is the web framework imported: ready a fifth of a second sooner.
+        imported = asyncio.to_thread(import_module, "serving.app")
+        started, _ = await asyncio.gather(_start(backend, stopped), imported)
+        if started:
+            await _gateway(settings, backend, others, ready, certificate, decoders).serve()
 
 
 def _gateway(
@@ -123,13 +127,14 @@ def _gateway(
     others: Others | None,
     ready: Callable[[str], None],
     certificate: Certificate | None,
+    decoders: Decoders,
 ) -> _Gateway:
     from serving.app import create_app
     from serving.drain import Drain
     from serving.sides import OpsSide
 
     drain = Drain()
-    app = create_app(settings, backend, others, drain)
+    app = create_app(settings, backend, others, drain, decoders)
     ops = None
     if settings.ops_port is not None:
         side = uvicorn_config(

@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from serving.admission import Limits
 from serving.contract import Crops
+from serving.decoders import Bounds
 from serving.logs import Format, Level
 from serving.preprocess import DEFAULT_MAX_PIXELS
 from serving.triton_target import grpc_target
@@ -83,6 +84,13 @@ class Settings(BaseSettings):
     cors_origins: str = Field("", description="https://HOST[:PORT],...: whose pages may ask")
     trusted_proxies: str = Field("", description="addresses, networks: X-Forwarded-* counts")
     drain_delay_s: float = Field(0.0, ge=0, description="after SIGTERM: /readyz 503, and serving on so long")
+
+    @property
+    def decode_bounds(self) -> Bounds:
+        """Of one upload's decoding."""
+        return Bounds(
+            self.decode_timeout_s, self.max_upload_bytes, self.max_pixels, self.decode_memory_bytes
+        )
 
     @field_validator("cors_origins")
     @classmethod
