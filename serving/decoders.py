@@ -328,6 +328,8 @@ def work(descriptor: int, bounds: Bounds) -> None:
     _bound_memory(bounds.memory_bytes)
     pipe = socket.socket(fileno=descriptor)
     with contextlib.suppress(OSError):
+        # libtiff writes what it thinks of a file there, into the middle of our log.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
         _send(pipe, _READY)
         while True:
             source = pickle.loads(_received(pipe, 2 * bounds.max_bytes + _SPARE_BYTES))

@@ -151,6 +151,18 @@ def test_a_worker_holds_neither_the_engine_nor_our_settings(
     assert worker.memory_info().rss < 60e6
 
 
+def test_what_a_library_thinks_of_a_file_stays_out_of_the_log(
+    decoders: Decoders, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tiff = encoded(picture(3), "TIFF", compression="tiff_lzw")
+    half = tiff[:20_000] + bytes(1000) + tiff[21_000:]
+    decoded(Upload(half))
+    assert "LZW" in capfd.readouterr().err, "so it would have been written"
+    decoders.decode(DEADLY)
+    assert isinstance(decoders.decode(Upload(half)), Failure)
+    assert capfd.readouterr().err == ""
+
+
 def test_memory_is_bounded_and_what_was_taken_is_given_back() -> None:
     large = encoded(picture(2, 60, 40).resize((6000, 4000)), "PNG", compress_level=1)
     decoders = Decoders(1, Bounds(max_memory_bytes=40_000_000))
