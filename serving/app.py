@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final
 
 from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
@@ -26,6 +26,7 @@ from serving.access import AccessLog, note
 from serving.backends import Backend
 from serving.body import FIELD, Uploads, read_image
 from serving.brownout import Brownout
+from serving.clients import client_of
 from serving.contract import Crops
 from serving.decoders import Decoders
 from serving.door import KEY_HEADER, Door, describe_keys
@@ -53,7 +54,7 @@ from serving.preprocess import ACCEPTED_FORMATS
 from serving.pulse import Pulse
 from serving.schemas import AnswerBody, LabelBody, ModelBody, ModelChoiceBody, ProblemBody, ReadyBody
 from serving.settings import Settings, split
-from serving.sides import Sides
+from serving.sides import Sides, without_ops_links
 from serving.wording import for_outside
 
 PAGE: Final = Path(__file__).with_name("page")
@@ -160,7 +161,7 @@ def create_app(
     _add_classify(app, settings, models, pipeline, metrics, pulse)
     _add_facts(app, settings, models)
     _add_health(app, backend, metrics, pulse, drain)
-    _add_page(app)
+    _add_page(app, two_sides=settings.ops_port is not None)
     _add_errors(app, settings, pipeline, metrics, drain)
     return app
 
@@ -221,9 +222,9 @@ def _note_answer(request: Request, answer: Answer, timing_ms: dict[str, float]) 
 
 
 def _client(request: Request) -> str:
-    """Who shares fairly with others: the name of the key that was shown, or the address."""
+    """Who shares fairly with others: the name of the key that was shown, or whom the address stands for."""
     named = getattr(request.state, "client", None)
-    return str(named) if named else request.client.host if request.client else ""
+    return str(named) if named else client_of(request.client.host) if request.client else ""
 
 
 def _add_facts(app: FastAPI, settings: Settings, models: Models) -> None:
@@ -285,11 +286,16 @@ def _add_health(app: FastAPI, backend: Backend, metrics: Metrics, pulse: Pulse, 
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-def _add_page(app: FastAPI) -> None:
+def _add_page(app: FastAPI, two_sides: bool) -> None:
+    """`two_sides`: the docs are on another port, so that the page may not point there."""
+    page = (PAGE / "index.html").read_text(encoding="utf-8")
+    if two_sides:
+        page = without_ops_links(page)
+
     @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
-    async def index() -> FileResponse:
-        return FileResponse(PAGE / "index.html")
+    async def index() -> HTMLResponse:
+        return HTMLResponse(page)
 
     @app.head("/docs", include_in_schema=False)
     @app.get("/docs", include_in_schema=False)

@@ -47,6 +47,12 @@ class Sides:
         await self._app(scope, receive, send)
 
 
+def without_ops_links(page: str) -> str:
+    """HTML without the lines that point to what only operators see."""
+    dead = [f'href="{path}"' for path in _OPS_ONLY]
+    return "".join(line for line in page.splitlines(keepends=True) if not any(link in line for link in dead))
+
+
 def _is_here(path: str, ops: bool) -> bool:
     if path in _ON_BOTH:
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,6 +68,16 @@ def test_by_itself_the_second_port_is_this_machine_s_alone(server: Gateway) -> N
 
 def test_without_a_second_port_all_is_on_the_one(live_server: str) -> None:
     assert statuses(live_server, OPS_ONLY | BOTH) == {200}
+
+
+def test_the_page_points_to_what_is_there_and_nowhere_else(server: Gateway, live_server: str) -> None:
+    for url, docs in ((live_server, True), (server.url, False)):
+        page = httpx.get(url)
+        links = set(re.findall(r'(?:href|src)="(/[^"]*)"', page.text))
+        assert len(links) > 2 and statuses(url, links) == {200}
+        assert ("/docs" in links) is docs
+        assert "curl -F" in page.text and len(re.findall("<p[ >]", page.text)) == page.text.count("</p>")
+        assert page.headers["content-type"] == "text/html; charset=utf-8"
 
 
 def test_the_same_port_twice_is_told_and_a_taken_one_ends_the_start(server: Gateway, tmp_path: Path) -> None:
