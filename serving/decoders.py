@@ -224,6 +224,8 @@ class _Worker:
         if self._pipe is not None:
             return self._pipe
         ours, theirs = socket.socketpair()
+        for end in (ours, theirs):  # a square fits in, if the system lets it
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * _MAX_ANSWER_BYTES)
         code = f"from serving.decoders import Bounds, work; work({theirs.fileno()}, {self._bounds!r})"
         try:
             # Not multiprocessing's own processes: those import the main program again in each.
@@ -270,9 +272,10 @@ class _Worker:
 
 def _send(pipe: socket.socket, message: bytes, until_s: float | None = None) -> None:
     pipe.settimeout(_left(until_s))
-    pipe.sendall(_LENGTH.pack(len(message)))
+    # Together, so that the other side wakes once. The buffer is empty: it takes the length whole.
+    sent = pipe.sendmsg((_LENGTH.pack(len(message)), message)) - _LENGTH.size
     pipe.settimeout(_left(until_s))
-    pipe.sendall(message)
+    pipe.sendall(memoryview(message)[sent:])
 
 
 def _received(pipe: socket.socket, most: int, until_s: float | None = None) -> bytearray:

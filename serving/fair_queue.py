@@ -38,13 +38,16 @@ class _Account(Generic[T]):
 
 
 class FairQueue(Generic[T]):
-    """`push`, `pop` and `remove` cost O(log n); the heaviest client is looked for among those that wait."""
+    """`push`, `pop` and `remove` cost O(log n). The heaviest client is looked for among those that wait, and
+    remembered until one of these changes that: a flood of refusals asks far more often than work comes or goes.
+    """
 
     def __init__(self) -> None:
         self._order: list[tuple[float, int, Entry[T]]] = []  # a heap: start in virtual time, arrival
         self._accounts: dict[str, _Account[T]] = {}
         self._waiting: dict[str, int] = {}  # entries by client
         self._virtual_time, self._pushed = 0.0, 0
+        self._heaviest: str | None = None
 
     def __len__(self) -> int:
         return sum(self._waiting.values()) if self._waiting else 0
@@ -68,6 +71,7 @@ class FairQueue(Generic[T]):
         entry = Entry(client, cost, item)
         account.entries.append(entry)
         account.cost += cost
+        self._heaviest = None
         self._waiting[client] = self._waiting.get(client, 0) + 1
         self._pushed += 1
         heapq.heappush(self._order, (start, self._pushed, entry))
@@ -93,11 +97,13 @@ class FairQueue(Generic[T]):
         """The last that came from the client for whom most waits."""
         if not self._waiting:
             return None
-        heaviest = max(self._waiting, key=lambda client: self._accounts[client].cost)
-        return self._accounts[heaviest].entries[-1]
+        if self._heaviest is None:
+            self._heaviest = max(self._waiting, key=lambda client: self._accounts[client].cost)
+        return self._accounts[self._heaviest].entries[-1]
 
     def _take(self, entry: Entry[T]) -> None:
         entry.waiting = False
+        self._heaviest = None
         account = self._accounts[entry.client]
         account.cost -= entry.cost
         self._waiting[entry.client] -= 1

@@ -119,6 +119,14 @@ def test_one_that_dies_or_hangs_costs_one_file_and_is_replaced(decoders: Decoder
     assert not any(psutil.pid_exists(pid) for pid in before), "none is left, not even a zombie"
 
 
+def test_one_that_does_not_even_read_is_given_up_as_soon(decoders: Decoders) -> None:
+    large = Upload(PHOTO + bytes(5_000_000))
+    assert not isinstance(decoders.decode(large), Failure)
+    os.kill(decoders.pids[0], signal.SIGSTOP)
+    assert decoders.decode(large) == Failure("decode_timeout", "not decoded within 1 s")
+    assert not isinstance(decoders.decode(large), Failure)
+
+
 def test_one_that_is_lost_while_idle_costs_nothing(decoders: Decoders) -> None:
     for _ in range(3):
         assert not isinstance(decoders.decode(Upload(PHOTO)), Failure)
