@@ -43,7 +43,8 @@ async def _classify(
     settings: Settings, images: list[Path], top: int, crops: Crops, report: Callable[[Path, Any], None]
 ) -> int:
     from serving.backends import OnnxRuntimeBackend
-    from serving.decoders import Bounds, Decoders
+    from serving.decoder import Bounds
+    from serving.decoders import Decoders
     from serving.pipeline import Pipeline
 
     with closing(Decoders(1, Bounds(max_pixels=settings.max_pixels))) as decoders:

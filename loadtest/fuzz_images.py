@@ -26,7 +26,8 @@ from machine import cores, machine
 from mutations import Case, case, good_files
 from PIL import features as pillow
 
-from serving.decoders import Bounds, Decoders, Failure, Upload
+from serving.decoder import Bounds, Failure, Upload
+from serving.decoders import Decoders
 from serving.preprocess import Pixels
 
 DOCUMENTED = {"empty", "undecodable", "not_an_image", "too_many_pixels"}

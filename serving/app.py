@@ -49,8 +49,8 @@ from serving.keys import KeyFile
 from serving.leaving import unless_client_leaves
 from serving.metrics import Metrics, spelled
 from serving.models import Models, Others
+from serving.pictures import ACCEPTED_FORMATS
 from serving.pipeline import Answer, Asker, Pipeline
-from serving.preprocess import ACCEPTED_FORMATS
 from serving.pulse import Pulse
 from serving.schemas import AnswerBody, LabelBody, ModelBody, ModelChoiceBody, ProblemBody, ReadyBody
 from serving.settings import Settings, split

@@ -21,7 +21,8 @@ from serving.batcher import Batcher
 from serving.brownout import Brownout
 from serving.contract import CENTRE, CENTRE_MIRRORED, CROP_COUNT, VIEWS, Crops
 from serving.costs import LEVELS
-from serving.decoders import Decoders, Failure, Upload
+from serving.decoder import Failure, Upload
+from serving.decoders import Decoders
 from serving.errors import DecoderCrashed
 from serving.postprocess import (
     Label,

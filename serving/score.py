@@ -25,7 +25,8 @@ import numpy as np
 
 from serving.backends import Backend, Model
 from serving.contract import CHANNELS, CROP_COUNT, CROP_SIZE, MAX_BATCH, Crops
-from serving.decoders import Decoders, Failure
+from serving.decoder import Failure
+from serving.decoders import Decoders
 from serving.errors import (
     DeadlineExceeded,
     EngineFailed,

@@ -23,7 +23,8 @@ import ray.data
 
 from serving.backends import Backend, Model
 from serving.contract import CHANNELS, RESIZE_SIZE
-from serving.decoders import Decoders, Failure
+from serving.decoder import Failure
+from serving.decoders import Decoders
 from serving.errors import ModelNotReady
 from serving.loop_thread import LoopThread
 from serving.score import Job, Pace, Told, answer, take

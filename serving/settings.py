@@ -13,9 +13,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from serving.admission import Limits
 from serving.contract import Crops
-from serving.decoders import Bounds
+from serving.decoder import Bounds
 from serving.logs import Format, Level
-from serving.preprocess import DEFAULT_MAX_PIXELS
+from serving.pictures import DEFAULT_MAX_PIXELS
 from serving.triton_target import grpc_target
 
 _ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")

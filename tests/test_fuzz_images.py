@@ -10,8 +10,9 @@ import pytest
 from fuzz_images import Cost, Report, answer_of, main
 from mutations import case, good_files
 
-from serving.decoders import Failure, Upload, decoded
-from serving.preprocess import ACCEPTED_FORMATS, decode_square
+from serving.decoder import Failure, Upload, decoded
+from serving.pictures import ACCEPTED_FORMATS
+from serving.preprocess import decode_square
 
 
 def test_it_starts_from_good_files_of_every_accepted_format() -> None:

@@ -21,7 +21,8 @@ from images import (
 from PIL import Image
 
 from serving.contract import Crops
-from serving.preprocess import ACCEPTED_FORMATS, cut_crops, decode_square, prepare
+from serving.pictures import ACCEPTED_FORMATS
+from serving.preprocess import cut_crops, decode_square, prepare
 
 EXACT: dict[str, dict[str, object]] = {
     "PNG": {},

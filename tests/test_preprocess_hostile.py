@@ -22,7 +22,8 @@ from PIL import Image, ImageFile
 
 from serving.contract import Crops
 from serving.errors import RequestError, TooManyPixels, UndecodableImage, UnsupportedFormat
-from serving.preprocess import DEFAULT_MAX_PIXELS, decode_square, prepare
+from serving.pictures import DEFAULT_MAX_PIXELS
+from serving.preprocess import decode_square, prepare
 
 ROOT = Path(__file__).resolve().parent.parent
 
