@@ -3,9 +3,9 @@
     python loadtest/bench_memory.py model_repository/alexnet [--requests 1000] [--clients 32] [--starts 3]
 
 The gateway is started so many times; the last one answers the requests, of so many clients, then a tenth
-of them of eight and of one. The ceiling is the engine alone, in the same places, on crops that are cut
-already. The gateway's queue is made long enough for every client, so that none is refused. Loopback only;
-ends by itself.
+of them of eight and of one. The ceiling is the engine alone, in the same places, on photographs that are
+decoded already. The gateway's queue is made long enough for every client, so that none is refused.
+Loopback only; ends by itself.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import numpy as np
 from closed_loop import HEADERS, multipart
 from machine import machine
 from photographs import photographs
-from servers import ROOT
+from servers import ROOT, memory
 
 from serving.backends import OnnxRuntimeBackend
 from serving.contract import CHANNELS, RESIZE_SIZE
@@ -58,10 +58,10 @@ def gateway(model: Path) -> Iterator[tuple[subprocess.Popen[str], str, float]]:
             process.terminate()
 
 
-def memory_mb(pid: int, field: str) -> float:
-    """VmRSS (resident now) or VmHWM (at its peak) of a process, in MB of 10**6 bytes (Linux)."""
+def peak_mb(pid: int) -> float:
+    """The most that was resident of a process, in MB of 10**6 bytes (Linux)."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(field))
+    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM"))
 
 
 def ask(address: str, bodies: list[bytes], clients: int, requests: int) -> tuple[float, list[dict[str, Any]]]:
@@ -130,13 +130,14 @@ def main() -> None:
     fewer = max(given.requests // 10, 8)
     with gateway(given.model) as (process, address, seconds):
         ready.append(seconds)
-        began = memory_mb(process.pid, "VmRSS")
+        began = memory(process.pid)
         served = {given.clients: ask(address, bodies, given.clients, given.requests)}
-        after, peak = memory_mb(process.pid, "VmRSS"), memory_mb(process.pid, "VmHWM")
+        after, peak = memory(process.pid), peak_mb(process.pid)
         served |= {clients: ask(address, bodies, clients, fewer) for clients in (8, 1)}
     print("seconds from start to ready:", *(f"{seconds:.2f}" for seconds in ready))
     print(
-        f"resident MB: {began:.0f} ready, {after:.0f} after {given.requests} requests, {peak:.0f} at the peak"
+        f"resident MB of {after.processes} processes, shared pages once: {began.pss:.0f} ready, "
+        f"{after.pss:.0f} after {given.requests} requests; the first process alone at most {peak:.0f}"
     )
     for clients, (rate, timings) in served.items():
         print(line(clients, rate, asyncio.run(ceiling(given.model, clients, fewer)), timings))
