@@ -7,6 +7,7 @@ takes it over by a picture has no way back from there.
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import os
 import pickle
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-from PIL import AvifImagePlugin
+from PIL import AvifImagePlugin, Image
 
 from serving.contract import CHANNELS, RESIZE_SIZE
 from serving.errors import (
@@ -112,6 +113,7 @@ class Failure:
 
 
 def send(pipe: socket.socket, message: bytes, until_s: float | None = None) -> None:
+    """One message; raises TimeoutError, or another OSError where nobody is there."""
     pipe.settimeout(_left(until_s))
     # Together, so that the other side wakes once. The buffer is empty: it takes the length whole.
     sent = pipe.sendmsg((_LENGTH.pack(len(message)), message)) - _LENGTH.size
@@ -145,6 +147,7 @@ def _left(until_s: float | None) -> float | None:
 
 
 def worded(answer: bytes | Failure) -> bytes:
+    """A square's bytes, or a failure, as they go through the pipe."""
     if isinstance(answer, bytes):
         return DONE + answer
     return FAILED + f"{answer.reason}\n{answer.detail[:_MAX_WORDS]}".encode()
@@ -158,6 +161,7 @@ def work(descriptor: int, bounds: Bounds) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to all by systemd; ours decides when we end
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # else one a core, each with memory of its own
+    _warm_up()
     _bound_memory(bounds.memory_bytes)
     pipe = socket.socket(fileno=descriptor)
     with contextlib.suppress(OSError):
@@ -172,6 +176,14 @@ def work(descriptor: int, bounds: Bounds) -> None:
             signal.alarm(0)
             del source  # nobody waits for its memory, nor should it wait here
             send(pipe, answer)
+
+
+def _warm_up() -> None:
+    """What Pillow imports with its first file, and with the first that is none, is imported now."""
+    Image.init()
+    file = io.BytesIO()
+    Image.new("RGB", (2 * RESIZE_SIZE, 2 * RESIZE_SIZE)).save(file, "JPEG")
+    square_picture(file.getvalue())
 
 
 def _bound_memory(spare_bytes: int) -> None:
