@@ -286,6 +286,14 @@ def test_among_fifty_at_once_only_those_that_crash_or_hang_are_refused() -> None
     assert decoders.pids == [], "closed with the gateway"
 
 
+def test_a_picture_that_takes_more_memory_than_is_set_is_a_422() -> None:
+    large = encoded(picture(2, 60, 40).resize((6000, 4000)), "PNG", compress_level=1)
+    settings = Settings(pulse_s=0, decode_memory_bytes=40_000_000, decode_workers=1)
+    with serving(settings, FakeBackend()) as url, httpx.Client(base_url=url, timeout=30) as client:
+        assert_problem(classify(client, large), "decoder_out_of_memory", client)
+        assert classify(client, PHOTO).status_code == 200
+
+
 def test_a_gateway_that_is_told_to_end_ends_its_decoders_whatever_they_do(tmp_path: Path) -> None:
     with gateway(tiny_repository(tmp_path), request_timeout_s=1, pulse_s=0, decode_workers=2) as server:
         assert httpx.post(f"{server.url}/classify", content=PHOTO, headers=JPEG).status_code == 200
