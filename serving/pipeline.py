@@ -23,7 +23,7 @@ from serving.contract import CENTRE, CENTRE_MIRRORED, CROP_COUNT, VIEWS, Crops
 from serving.costs import LEVELS
 from serving.decoder import Failure, Upload
 from serving.decoders import Decoders
-from serving.errors import DecoderCrashed
+from serving.errors import DecoderCrashed, DecodeTimeout
 from serving.postprocess import (
     Label,
     Prediction,
@@ -171,8 +171,8 @@ class Pipeline:
         square = self._decoders.decode(Upload(data))
         if not isinstance(square, Failure):
             return square, _images(square, views, as_square)
-        if isinstance(square.error, DecoderCrashed):
-            logger.warning("a decoder was lost, and is replaced: %s", square.detail)
+        if isinstance(square.error, DecoderCrashed | DecodeTimeout):
+            logger.warning("an upload cost its decoder, which is replaced: %s", square.detail)
         raise square.error
 
     def _settled(self, inference: Inference) -> bool:

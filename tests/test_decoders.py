@@ -260,7 +260,7 @@ def assert_problem(answer: httpx.Response, reason: str, client: httpx.Client) ->
     ("number", "reason"), [(signal.SIGKILL, "decoder_crashed"), (None, "decode_timeout")]
 )
 def test_a_decoder_that_is_killed_or_stuck_in_a_request_is_a_422_and_the_next_is_answered(
-    number: int | None, reason: str
+    number: int | None, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with trapped(1) as (client, decoders), ThreadPoolExecutor(1) as pool:
         assert classify(client, PHOTO).status_code == 200
@@ -271,6 +271,7 @@ def test_a_decoder_that_is_killed_or_stuck_in_a_request_is_a_422_and_the_next_is
             until(lambda: "alexnet_waiting_crops 1.0" in client.get("/metrics").text)
             os.kill(pid, number)
         assert_problem(answer.result(20), reason, client)
+        assert "an upload cost its decoder" in caplog.text
         assert classify(client, PHOTO).status_code == 200
         assert pid not in decoders.pids
 
