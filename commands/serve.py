@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from commands.options import REPOSITORY, Repository
-from commands.terminal import err, log_to_stderr, out
+from commands.terminal import err, log_to_stderr, out, say
 from commands.wiring import api_key, backend_of, others_of, settings_of, triton_backend
 from serving.errors import MalformedRequest, ModelNotReady
+
+if TYPE_CHECKING:
+    from serving.settings import Settings
+    from serving.workers import Place
 
 
 def serve(
@@ -23,6 +28,7 @@ def serve(
     repository: Annotated[Path | None, typer.Option(help="[default: model_repository]")] = None,
     model: Annotated[str | None, typer.Option(help="[default: alexnet]")] = None,
     threads: Annotated[int | None, typer.Option(help="inference threads [default: one a core]")] = None,
+    workers: Annotated[int | None, typer.Option(help="processes that share the port [default: 1]")] = None,
     brownout: Annotated[
         bool | None, typer.Option("--brownout", help="fewer crops when busy, before requests are refused")
     ] = None,
@@ -40,23 +46,48 @@ def serve(
 ) -> None:
     """Serve POST /classify and the page. Every further knob is an ALEXNET_... variable."""
     from serving.logs import configure
-    from serving.server import serve as run
 
     given = dict(host=host, port=port, model_repository=repository, model=model, infer_threads=threads)
+    given["workers"] = workers
     doors = dict(api_keys_file=api_keys, ops_port=ops_port, tls_cert=tls_cert, tls_key=tls_key)
     settings = settings_of({**given, **doors, "triton": triton, "brownout": brownout})
+    configure(settings.log_format, settings.log_level)
+    if settings.workers > 1:
+        _serve_in_workers(settings)
+    else:
+        _serve_here(settings, lambda state: say(f"alexnet-serving: {state}"))
+
+
+def _serve_here(settings: Settings, tell: Callable[[str], None], place: Place | None = None) -> None:
+    """`tell` is called with which model answers where, once it does."""
+    from serving.server import serve as run
+
     backend = backend_of(settings)
 
     def ready(url: str) -> None:
         try:
             info = backend.model.info
-            state = f"{info.name} version {info.version} ({info.precision}) ready on {url}"
+            tell(f"{info.name} version {info.version} ({info.precision}) ready on {url}")
         except ModelNotReady as error:
-            state = f"on {url}, not ready: {error}"
-        out.print(f"alexnet-serving: {state}", highlight=False, soft_wrap=True)
+            tell(f"on {url}, not ready: {error}")
 
-    configure(settings.log_format, settings.log_level)
-    asyncio.run(run(settings, backend, ready, others_of(settings)))
+    asyncio.run(run(settings, backend, ready, others_of(settings), place))
+
+
+def _serve_in_workers(settings: Settings) -> None:
+    # Nothing heavy is imported here: what has threads of its own must not be forked.
+    from serving.workers import Workers, listening
+
+    sockets = listening(settings.host, settings.port)
+    ops = None if settings.ops_port is None else listening(settings.ops_host, settings.ops_port)
+    Workers(
+        settings.workers,
+        lambda place: _serve_here(settings, place.ready, place),
+        lambda states: say(f"alexnet-serving: {states[0]} ({len(states)} workers)"),
+        sockets=sockets,
+        ops_sockets=ops,
+        end_s=settings.drain_delay_s + settings.request_timeout_s + 10,
+    ).run()
 
 
 def triton(

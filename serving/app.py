@@ -17,7 +17,7 @@ from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
@@ -47,7 +47,7 @@ from serving.errors import (
 from serving.headers import RequestHeaders
 from serving.keys import KeyFile
 from serving.leaving import unless_client_leaves
-from serving.metrics import Metrics, spelled
+from serving.metrics import Metrics, Shared, spelled
 from serving.models import Models, Others
 from serving.pictures import ACCEPTED_FORMATS
 from serving.pipeline import Answer, Asker, Pipeline
@@ -120,10 +120,12 @@ def create_app(
     others: Others | None = None,
     drain: Drain | None = None,
     decoders: Decoders | None = None,
+    shared: Shared | None = None,
 ) -> FastAPI:
     """The gateway over `backend`; starts and closes it with the app's life, and the others as they come.
 
     `drain`: how whoever runs it says that it is about to end. `decoders`: others than the settings'.
+    `shared`: where it counts together with other workers.
     """
     drain = drain or Drain()
     decoders = decoders or Decoders(settings.decode_workers, settings.decode_bounds)
@@ -142,9 +144,10 @@ def create_app(
         decoders.start()
         await models.start()
         pulse.beat()
-        looking = asyncio.create_task(pulse.look())
+        tasks = [asyncio.create_task(each) for each in (pulse.look(), metrics.keep_fresh())]
         yield
-        looking.cancel()
+        for task in tasks:
+            task.cancel()
         pipeline.close()
         await models.close()
 
@@ -157,7 +160,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
-    metrics = Metrics(pipeline.admission)
+    metrics = Metrics(pipeline.admission, shared)
     _add_classify(app, settings, models, pipeline, metrics, pulse)
     _add_facts(app, settings, models)
     _add_health(app, backend, metrics, pulse, drain)
@@ -283,7 +286,7 @@ def _add_health(app: FastAPI, backend: Backend, metrics: Metrics, pulse: Pulse, 
 
     @app.get("/metrics", include_in_schema=False)
     async def prometheus() -> Response:
-        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
 def _add_page(app: FastAPI, two_sides: bool) -> None:

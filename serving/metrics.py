@@ -1,12 +1,16 @@
-"""Prometheus metrics of one gateway, in a registry of its own."""
+"""Prometheus metrics of one gateway, in a registry of its own; or of several workers, summed."""
 
 from __future__ import annotations
 
+import asyncio
+import os
 import re
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final, Literal, NamedTuple
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from serving.admission import Admission
 from serving.backends import ModelInfo
@@ -15,6 +19,16 @@ SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 
 BYTES: Final = (10e3, 30e3, 100e3, 300e3, 1e6, 3e6, 10e6, 30e6)
 _MODEL: Final = ("model", "version", "crops")
 _WORD: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")
+
+
+_FRESH_S: Final = 0.5
+
+
+class Shared(NamedTuple):
+    """Where this worker counts, and as which of the workers."""
+
+    folder: Path
+    slot: int
 
 
 def spelled(reason: str) -> str:
@@ -28,7 +42,12 @@ class Metrics:
     Every label comes from a closed set: stages, versions that were loaded, numbers of crops, the error tree.
     """
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: Admission, shared: Shared | None = None) -> None:
+        self._shared = shared
+        if shared:
+            # By slot and not by process: who replaces a dead worker goes on counting where that one stopped.
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(shared.folder)
+            values.ValueClass = values.MultiProcessValue(lambda: shared.slot)  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._stage = Histogram(
             "alexnet_stage_seconds",
@@ -47,13 +66,34 @@ class Metrics:
         )
         self._changes = self._counter("alexnet_version_changes", "times another version answered", "model")
         self._version: dict[str, str] = {}
-        self.in_flight = self._gauge("alexnet_requests_in_flight", "uploads being read, waiting or answered")
-        waiting = self._gauge("alexnet_waiting_crops", "crops admitted, not yet answered")
-        waiting.set_function(lambda: admission.waiting_crops)
-        wait = self._gauge("alexnet_wait_seconds", "estimated, until what is admitted now will be answered")
-        wait.set_function(lambda: admission.wait_ms() / 1000)
-        level = self._gauge("alexnet_brownout_level", "0: all crops, 1: two, 2: one")
-        level.set_function(lambda: admission.level)
+        self.in_flight = self._gauge(
+            "alexnet_requests_in_flight", "uploads being read, waiting or answered", "livesum"
+        )
+        waiting = self._gauge("alexnet_waiting_crops", "crops admitted, not yet answered", "livesum")
+        wait = self._gauge(
+            "alexnet_wait_seconds", "estimated, until what is admitted now will be answered", "livemax"
+        )
+        level = self._gauge("alexnet_brownout_level", "0: all crops, 1: two, 2: one", "livemax")
+        self._looked: dict[Gauge, Callable[[], float]] = {
+            waiting: lambda: admission.waiting_crops,
+            wait: lambda: admission.wait_ms() / 1000,
+            level: lambda: admission.level,
+        }
+
+    def text(self) -> bytes:
+        """As Prometheus reads it: of all workers where there are several, whichever is asked."""
+        self._look()
+        if not self._shared:
+            return generate_latest(self.registry)
+        together = CollectorRegistry()
+        MultiProcessCollector(together, str(self._shared.folder))  # type: ignore[no-untyped-call]
+        return generate_latest(together)
+
+    async def keep_fresh(self) -> None:
+        """Another worker may be asked, and it sees only what was written down."""
+        while self._shared:
+            self._look()
+            await asyncio.sleep(_FRESH_S)
 
     def answered(
         self, model: ModelInfo, crops: int, timing_ms: Mapping[str, float], size: int, *, degraded: bool
@@ -74,8 +114,13 @@ class Metrics:
         """Note one problem answer; `reason` is the error's class, told as `too_many_bytes`."""
         self._refusals.labels(str(status), spelled(reason)).inc()
 
+    def _look(self) -> None:
+        for gauge, now in self._looked.items():
+            gauge.set(now())
+
     def _counter(self, name: str, says: str, *labels: str) -> Counter:
         return Counter(name, says, labels, registry=self.registry)
 
-    def _gauge(self, name: str, says: str) -> Gauge:
-        return Gauge(name, says, registry=self.registry)
+    def _gauge(self, name: str, says: str, mode: Literal["livesum", "livemax"]) -> Gauge:
+        """`mode`: what several workers' values make; a dead one's count no more."""
+        return Gauge(name, says, registry=self.registry, multiprocess_mode=mode)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from serving.settings import Settings
 
 if TYPE_CHECKING:
     from serving.drain import Drain
+    from serving.workers import Place
 
 TICK_S: Final = 0.1  # uvicorn's
 _CERTIFICATE_TICKS: Final = 20
@@ -37,10 +39,10 @@ logger = logging.getLogger("alexnet.gateway")
 class _OpsServer(uvicorn.Server):
     """The second port: begun, kept up and ended by the first one's server, which handles the signals."""
 
-    async def begin(self) -> None:
+    async def begin(self, sockets: list[socket.socket] | None) -> None:
         self.config.load()
         self.lifespan = self.config.lifespan_class(self.config)
-        await self.startup()
+        await self.startup(sockets)
 
 
 class _Gateway(uvicorn.Server):
@@ -54,17 +56,18 @@ class _Gateway(uvicorn.Server):
         drain_delay_s: float,
         ops: _OpsServer | None,
         certificate: Certificate | None,
+        place: Place | None,
     ) -> None:
         super().__init__(config)
         self._ready, self._drain, self._drain_delay_s = ready, drain, drain_delay_s
-        self._ops, self._certificate = ops, certificate
+        self._ops, self._certificate, self._place = ops, certificate, place
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         if self._ops:
-            await self._ops.begin()
+            await self._ops.begin(self._place.ops_sockets if self._place else None)
         await super().startup(sockets)
         if self.started:
-            if self._ops:
+            if self._ops and not (self._place and self._place.slot):
                 logger.info("metrics, health and docs on %s", _url(self._ops))
             self._ready(_url(self))
 
@@ -80,7 +83,7 @@ class _Gateway(uvicorn.Server):
         await self._serve_on()
         await super().shutdown(sockets)
         if self._ops:  # last: whoever watches sees the end
-            await self._ops.shutdown()
+            await self._ops.shutdown(self._place.ops_sockets if self._place else None)
 
     async def _serve_on(self) -> None:
         """Until balancers have seen that /readyz answers 503; a second Ctrl-C cuts it short."""
@@ -100,9 +103,13 @@ def _url(server: uvicorn.Server) -> str:
 
 
 async def serve(
-    settings: Settings, backend: Backend, ready: Callable[[str], None], others: Others | None = None
+    settings: Settings,
+    backend: Backend,
+    ready: Callable[[str], None],
+    others: Others | None = None,
+    place: Place | None = None,
 ) -> None:
-    """Serve until SIGTERM or Ctrl-C.
+    """Serve until SIGTERM or Ctrl-C; in its `place` if it is one of several workers.
 
     Raises ModelNotReady if the embedded model cannot be loaded, and MalformedRequest if the file of
     keys or the TLS certificate cannot be used.
@@ -111,6 +118,8 @@ async def serve(
     if settings.tls_cert and settings.tls_key:
         certificate = Certificate(settings.tls_cert, settings.tls_key)
     stopped = _stopped_by_sigterm()
+    if place:
+        _end_with_parent(place.lifeline)
     with closing(Decoders(settings.decode_workers, settings.decode_bounds)) as decoders:
         # While the model loads. One is enough for the first photograph; the others are the app's to start.
         decoders.start(1)
@@ -118,7 +127,8 @@ async def serve(
         imported = asyncio.to_thread(import_module, "serving.app")
         started, _ = await asyncio.gather(_start(backend, stopped), imported)
         if started:
-            await _gateway(settings, backend, others, ready, certificate, decoders).serve()
+            gateway = _gateway(settings, backend, others, ready, certificate, decoders, place)
+            await gateway.serve(place.sockets if place else None)
 
 
 def _gateway(
@@ -128,13 +138,16 @@ def _gateway(
     ready: Callable[[str], None],
     certificate: Certificate | None,
     decoders: Decoders,
+    place: Place | None,
 ) -> _Gateway:
     from serving.app import create_app
     from serving.drain import Drain
+    from serving.metrics import Shared
     from serving.sides import OpsSide
 
     drain = Drain()
-    app = create_app(settings, backend, others, drain, decoders)
+    shared = Shared(place.metrics, place.slot) if place else None
+    app = create_app(settings, backend, others, drain, decoders, shared)
     ops = None
     if settings.ops_port is not None:
         side = uvicorn_config(
@@ -147,7 +160,7 @@ def _gateway(
         timeout_graceful_shutdown=math.ceil(settings.request_timeout_s) + 1,
         ssl_certfile=settings.tls_cert, ssl_keyfile=settings.tls_key,
     )  # fmt: skip
-    return _Gateway(config, ready, drain, settings.drain_delay_s, ops, certificate)
+    return _Gateway(config, ready, drain, settings.drain_delay_s, ops, certificate, place)
 
 
 def uvicorn_config(app: Any, settings: Settings, host: str, port: int, **more: Any) -> uvicorn.Config:
@@ -181,6 +194,16 @@ def _stopped_by_sigterm() -> asyncio.Event:
 
     signal.signal(signal.SIGTERM, stop)
     return stopped
+
+
+def _end_with_parent(lifeline: int) -> None:
+    loop = asyncio.get_running_loop()
+
+    def end() -> None:
+        loop.remove_reader(lifeline)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    loop.add_reader(lifeline, end)
 
 
 async def _start(backend: Backend, stopped: asyncio.Event) -> bool:

@@ -6,7 +6,7 @@ import os
 import re
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -28,6 +28,12 @@ def split(names: str) -> list[str]:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _share_of_cores(before: dict[str, Any]) -> int:
+    """Of one worker; `before`: the settings above."""
+    workers: int = before.get("workers", 1)  # absent where it was refused
+    return max(1, _cores() // workers)
 
 
 class Settings(BaseSettings):
@@ -54,12 +60,13 @@ class Settings(BaseSettings):
     head_timeout_s: float = Field(10.0, gt=0, description="for a request's headers")
     body_timeout_s: float = Field(20.0, gt=0, description="for an upload to arrive")
     max_held_bytes: int = Field(512_000_000, gt=0, description="of all uploads in memory at once")
-    decode_workers: int = Field(default_factory=_cores, gt=0, description="processes of about 30 MB")
+    workers: int = Field(1, gt=0, description="gateways on the port, each a process")
+    decode_workers: int = Field(default_factory=_share_of_cores, gt=0, description="processes of about 30 MB")
     decode_memory_bytes: int | None = Field(
         None, gt=0, description="of each, more than idle; then 422; default: enough for what is accepted"
     )
     decode_timeout_s: float = Field(10.0, gt=0, description="for a photograph; then 422, and a new worker")
-    infer_threads: int = Field(default_factory=_cores, gt=0)
+    infer_threads: int = Field(default_factory=_share_of_cores, gt=0)
     log_format: Format = "text"
     log_level: Level = Field("info", description="info: a line a request; warning: what went wrong alone")
 
