@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+import threading
+import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from fuzz_images import Cost, Report, answer_of, main
-from mutations import case, good_files
+from fuzz_images import Cost, Measured, Report, answer_of, fuzz, main
+from mutations import Case, case, good_files
 
-from serving.decoder import Failure, Upload, decoded
+from serving.decoder import Bounds, Failure, Upload, decoded
 from serving.pictures import ACCEPTED_FORMATS
 from serving.preprocess import decode_square
 
@@ -66,12 +68,22 @@ def test_a_run_counts_its_files_and_names_what_it_found(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_found_is_kept_and_can_be_looked_at_again(
+class Breaking(Measured):
+    """Says of one case that it broke its decoder."""
+
+    def cost(self, one: Case) -> Cost:
+        answer = "decoder_crashed: its decoder died with status -11" if one.number == 7 else "answered"
+        return Cost(one.number, one.format, len(one.data), 0.1, 40.0, answer)
+
+
+def test_what_is_found_is_kept_and_can_be_made_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A limit that nothing can keep stands for a decoder that hangs."""
-    assert main(["--seed", "5", "--only", "7", "--timeout", "1e-6", "--keep", str(tmp_path)]) == 1
-    said = capsys.readouterr().out
-    assert "decode_timeout" in said and "1 files" in said
-    (file,) = tmp_path.iterdir()
-    assert file.read_bytes() == case(5, 7).data
+    report, until_s = Report(), time.monotonic() + 60
+    fuzz(5, iter(range(10)), Breaking(Bounds()), report, threading.Lock(), until_s, tmp_path / "found")
+    assert [cost.number for cost in report.found] == [7] and sum(report.kinds.values()) == 10
+    assert "died with status -11" in capsys.readouterr().out
+    (file,) = (tmp_path / "found").iterdir()
+    assert main(["--seed", "5", "--only", "7", "--keep", str(tmp_path / "again")]) == 0
+    assert "1 files" in capsys.readouterr().out
+    assert file.read_bytes() == case(5, 7).data == (tmp_path / "again" / file.name).read_bytes()
