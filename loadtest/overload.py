@@ -11,7 +11,7 @@ flood   ten crops at random arrivals, `times` as many as a closed loop found the
         it is, and once with --brownout. Told are the answers a second beside saturation, p99 of what was
         answered, every status, whether /livez always answered, and p50 of one client before and after.
 storm   each client sends a photograph and leaves so many milliseconds later; told is the server's processor
-        time beside that of as many answers.
+        time beside that of answers, and how many inferences were begun for them.
 slow    eight clients alone, then beside so many that send a byte a second (half in the head, half in the
         photograph) and come back when they are closed; told are the eight's answers a second, p50 and p99,
         how often the slow ones were closed, and the server's memory.
@@ -134,16 +134,22 @@ def storm(given: argparse.Namespace, bodies: list[bytes]) -> list[list[str]]:
         load = closed_loop(server.url, TEN, bodies, 2, 10)
         each = (used() - start) / len(load.latencies_ms)
         time.sleep(2)
-        start = used()
+        start, began = used(), inferences(server.url)
         asyncio.run(storm_of(server.url, bodies[0], given.requests, given.leave_ms / 1000))
         time.sleep(3)
-        spent = used() - start
+        spent, begun = used() - start, inferences(server.url) - began
     answered = len(load.latencies_ms)
     return [
-        ["", "requests", "processor s", "ms each"],
-        ["answered", str(answered), f"{each * answered:.1f}", f"{1000 * each:.1f}"],
-        ["left", str(given.requests), f"{spent:.1f}", f"{1000 * spent / given.requests:.1f}"],
+        ["", "requests", "processor s", "ms each", "inferences"],
+        ["answered", str(answered), f"{each * answered:.1f}", f"{1000 * each:.1f}", f"{began:.0f}"],
+        ["left", str(given.requests), f"{spent:.1f}", f"{1000 * spent / given.requests:.1f}", f"{begun:.0f}"],
     ]
+
+
+def inferences(url: str) -> float:
+    """Begun by the gateway so far."""
+    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    return sum(float(line.split()[1]) for line in lines if line.startswith("alexnet_inferences_total "))
 
 
 def slow(given: argparse.Namespace, bodies: list[bytes]) -> list[list[str]]:

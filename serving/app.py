@@ -160,7 +160,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
-    metrics = Metrics(pipeline.admission, shared)
+    metrics = Metrics(pipeline.admission, shared, lambda: pipeline.inferences)
     _add_classify(app, settings, models, pipeline, metrics, pulse)
     _add_facts(app, settings, models)
     _add_health(app, backend, metrics, pulse, drain)

@@ -47,6 +47,8 @@ class Batcher:
         self._free, self._max_crops = places, max_crops
         self._waiting: deque[_Item] = deque()
         self._running: set[asyncio.Task[None]] = set()
+        self.inferences = 0
+        """Begun so far."""
 
     async def infer(self, backend: Backend, images: Pixels, deadline_s: float | None = None) -> Share:
         """Crops, or a square, as the backend takes them -> float32 [N, classes] of one version; raises as it.
@@ -88,6 +90,7 @@ class Batcher:
         started = time.perf_counter()
         try:
             images = np.concatenate([item.images for item in items]) if len(items) > 1 else items[0].images
+            self.inferences += 1
             inference = await items[0].backend.infer(images, _latest(items))
             _tell(items, inference, started)
         except Exception as error:  # noqa: BLE001  each of those who wait is told

@@ -42,7 +42,10 @@ class Metrics:
     Every label comes from a closed set: stages, versions that were loaded, numbers of crops, the error tree.
     """
 
-    def __init__(self, admission: Admission, shared: Shared | None = None) -> None:
+    def __init__(
+        self, admission: Admission, shared: Shared | None = None, inferences: Callable[[], int] = int
+    ) -> None:
+        """`inferences`: how many were begun so far."""
         self._shared = shared
         if shared:
             # By slot and not by process: who replaces a dead worker goes on counting where that one stopped.
@@ -65,6 +68,8 @@ class Metrics:
             "alexnet_refusals", "requests answered with a problem", "status", "reason"
         )
         self._changes = self._counter("alexnet_version_changes", "times another version answered", "model")
+        self._inferences = self._counter("alexnet_inferences", "begun, also for clients that left meanwhile")
+        self._begun, self._begun_told = inferences, 0
         self._version: dict[str, str] = {}
         self.in_flight = self._gauge(
             "alexnet_requests_in_flight", "uploads being read, waiting or answered", "livesum"
@@ -117,6 +122,9 @@ class Metrics:
     def _look(self) -> None:
         for gauge, now in self._looked.items():
             gauge.set(now())
+        begun = self._begun()
+        self._inferences.inc(begun - self._begun_told)
+        self._begun_told = begun
 
     def _counter(self, name: str, says: str, *labels: str) -> Counter:
         return Counter(name, says, labels, registry=self.registry)

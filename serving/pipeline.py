@@ -102,6 +102,11 @@ class Pipeline:
         self._threads = ThreadPoolExecutor(decoders.workers, "decode")  # each waits for a decoder
         self._engine = Batcher(backend.concurrency, backend.batch_crops)
 
+    @property
+    def inferences(self) -> int:
+        """Begun so far; fewer than answers where small ones were joined."""
+        return self._engine.inferences
+
     def check(self, crops: Crops, backend: Backend, asker: Asker) -> None:
         """Raise Overloaded or ModelNotReady where a request would be refused, before its body is read."""
         left_s = math.inf

@@ -377,6 +377,9 @@ def test_metrics_count_answers_and_refusals_by_stage(client: httpx.Client) -> No
     labels = 'crops="10",model="alexnet",stage="infer",version="7"'
     assert f"alexnet_stage_seconds_count{{{labels}}} 1.0" in text
     assert "alexnet_requests_in_flight 0.0" in text
+    assert "alexnet_inferences_total 1.0" in text, "none for what is no image"
+    upload(client, encoded(picture(11)))
+    assert "alexnet_inferences_total 2.0" in client.get("/metrics").text
 
 
 def test_answers_carry_a_strict_content_security_policy(client: httpx.Client) -> None:
