@@ -98,7 +98,7 @@ def _fields(scope: Scope, seen: _Seen, total_ms: float) -> dict[str, Any]:
         "cut_off": True if seen.status and not seen.whole else None,
         "bytes_in": seen.bytes_in,
         "bytes_out": seen.bytes_out,
-        "trace_id": _trace_id(scope),
+        "trace_id": state.get("trace_id") or _trace_id(scope),
     }
     noted = {**_noted(scope)}
     ms = {**noted.pop("ms", {}), "total": total_ms}

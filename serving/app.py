@@ -21,6 +21,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp
 
 from serving.access import AccessLog, note
 from serving.backends import Backend
@@ -55,6 +56,7 @@ from serving.pulse import Pulse
 from serving.schemas import AnswerBody, LabelBody, ModelBody, ModelChoiceBody, ProblemBody, ReadyBody
 from serving.settings import Settings, split
 from serving.sides import Sides, without_ops_links
+from serving.trail import passed
 from serving.wording import for_outside
 
 PAGE: Final = Path(__file__).with_name("page")
@@ -121,11 +123,12 @@ def create_app(
     drain: Drain | None = None,
     decoders: Decoders | None = None,
     shared: Shared | None = None,
+    traced: Callable[[ASGIApp], ASGIApp] | None = None,
 ) -> FastAPI:
     """The gateway over `backend`; starts and closes it with the app's life, and the others as they come.
 
     `drain`: how whoever runs it says that it is about to end. `decoders`: others than the settings'.
-    `shared`: where it counts together with other workers.
+    `shared`: where it counts together with other workers. `traced`: an outermost layer, serving.tracing's.
     """
     drain = drain or Drain()
     decoders = decoders or Decoders(settings.decode_workers, settings.decode_bounds)
@@ -166,6 +169,8 @@ def create_app(
     _add_health(app, backend, metrics, pulse, drain)
     _add_page(app, two_sides=settings.ops_port is not None)
     _add_errors(app, settings, pipeline, metrics, drain)
+    if traced:
+        app.add_middleware(traced)
     return app
 
 
@@ -203,7 +208,8 @@ def _add_classify(
                 asker = Asker(_client(request), degrade, limit.when())
                 pipeline.check(crops, backend, asker)
                 data = await read(request, take)
-                read_ms = 1000 * (time.perf_counter() - started)
+                read_s = time.perf_counter() - started
+                passed("read", started, started + read_s)
                 work = pipeline.classify(data, crops, top, backend, detail=detail, asker=asker)
                 answer = await unless_client_leaves(request, work)
         except TimeoutError as error:
@@ -212,7 +218,7 @@ def _add_classify(
             metrics.in_flight.dec()
         if backend is models.default:
             pulse.beat()
-        timing = {"read": read_ms, **answer.timing_ms, "total": 1000 * (time.perf_counter() - started)}
+        timing = {"read": 1000 * read_s, **answer.timing_ms, "total": 1000 * (time.perf_counter() - started)}
         metrics.answered(answer.model, answer.crops, timing, len(data), degraded=answer.degraded)
         _note_answer(request, answer, timing)
         return AnswerBody.of(answer, timing, request.state.request_id, detail=detail)

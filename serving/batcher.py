@@ -17,6 +17,7 @@ import numpy as np
 
 from serving.backends import Backend, Inference
 from serving.preprocess import Pixels, count_views, is_square
+from serving.trail import Trail, current, following
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class _Item:
     backend: Backend
     images: Pixels
     deadline_s: float | None
+    trail: Trail | None = field(default_factory=current)
     since: float = field(default_factory=time.perf_counter)
     done: asyncio.Future[Share] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
@@ -91,7 +93,9 @@ class Batcher:
         try:
             images = np.concatenate([item.images for item in items]) if len(items) > 1 else items[0].images
             self.inferences += 1
-            inference = await items[0].backend.infer(images, _latest(items))
+            # Not of the request whose task started this; one inference can continue one trace only.
+            with following(next((item.trail for item in items if item.trail), None)):
+                inference = await items[0].backend.infer(images, _latest(items))
             _tell(items, inference, started)
         except Exception as error:  # noqa: BLE001  each of those who wait is told
             for item in items:

@@ -34,6 +34,7 @@ from serving.postprocess import (
     top_predictions,
 )
 from serving.preprocess import Pixels, count_views, cut_views, views_of
+from serving.trail import passed
 
 DEFAULT_AUTO_MARGIN: Final = 0.5
 """For a model that does not say at which margin between its first two labels two crops are enough."""
@@ -167,6 +168,10 @@ class Pipeline:
         self, backend: Backend, work: Work, deadline_s: float | None, timing: dict[str, float], images: Pixels
     ) -> Inference:
         share = await self._engine.infer(backend, images, deadline_s)
+        ended_s = time.perf_counter()
+        began_s = ended_s - share.ran_s
+        passed("queue", began_s - share.waited_s, began_s)
+        passed("infer", began_s, ended_s)
         timing["queue"] += 1000 * share.waited_s
         timing["infer"] += 1000 * share.ran_s
         self.admission.measured(work.model, count_views(images), share.cost_s)
@@ -260,7 +265,9 @@ def _timed(timing: dict[str, float], stage: str) -> Iterator[Callable[[], None]]
     def stop() -> None:
         nonlocal done
         if not done:
-            timing[stage] = timing.get(stage, 0.0) + 1000 * (time.perf_counter() - started)
+            ended = time.perf_counter()
+            timing[stage] = timing.get(stage, 0.0) + 1000 * (ended - started)
+            passed(stage, started, ended)
         done = True
 
     try:

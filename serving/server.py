@@ -12,8 +12,9 @@ import math
 import os
 import signal
 import socket
-from collections.abc import Callable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,12 +23,15 @@ import uvicorn
 from serving.backends import Backend
 from serving.certificate import Certificate
 from serving.decoders import Decoders
+from serving.errors import MalformedRequest
 from serving.head import HeadBounded
 from serving.models import Others
 from serving.settings import Settings
+from serving.trail import wanted
 
 if TYPE_CHECKING:
     from serving.drain import Drain
+    from serving.tracing import Tracing
     from serving.workers import Place
 
 TICK_S: Final = 0.1  # uvicorn's
@@ -127,8 +131,9 @@ async def serve(
         imported = asyncio.to_thread(import_module, "serving.app")
         started, _ = await asyncio.gather(_start(backend, stopped), imported)
         if started:
-            gateway = _gateway(settings, backend, others, ready, certificate, decoders, place)
-            await gateway.serve(place.sockets if place else None)
+            with _tracing() as tracing:
+                gateway = _gateway(settings, backend, others, ready, certificate, decoders, place, tracing)
+                await gateway.serve(place.sockets if place else None)
 
 
 def _gateway(
@@ -139,6 +144,7 @@ def _gateway(
     certificate: Certificate | None,
     decoders: Decoders,
     place: Place | None,
+    tracing: Tracing | None,
 ) -> _Gateway:
     from serving.app import create_app
     from serving.drain import Drain
@@ -147,7 +153,12 @@ def _gateway(
 
     drain = Drain()
     shared = Shared(place.metrics, place.slot) if place else None
-    app = create_app(settings, backend, others, drain, decoders, shared)
+    traced = None
+    if tracing:
+        from serving.tracing import Traced
+
+        traced = partial(Traced, tracing=tracing)
+    app = create_app(settings, backend, others, drain, decoders, shared, traced)
     ops = None
     if settings.ops_port is not None:
         side = uvicorn_config(
@@ -194,6 +205,28 @@ def _stopped_by_sigterm() -> asyncio.Event:
 
     signal.signal(signal.SIGTERM, stop)
     return stopped
+
+
+@contextmanager
+def _tracing() -> Iterator[Tracing | None]:
+    """What makes spans, if the environment asks for them; without the extra, one line says so."""
+    if not wanted():
+        yield None
+        return
+    try:
+        from serving.tracing import Tracing
+
+        tracing = Tracing()
+    except ModuleNotFoundError as error:
+        logger.warning("no traces are sent: the package %s is missing, pip install '.[otel]'", error.name)
+        yield None
+        return
+    except ValueError as error:
+        raise MalformedRequest(f"the variables OTEL_...: {error}") from error
+    try:
+        yield tracing
+    finally:
+        tracing.close()
 
 
 def _end_with_parent(lifeline: int) -> None:

@@ -22,6 +22,7 @@ from serving.backends import Inference, Model, ModelInfo
 from serving.contract import CHANNELS, CROP_COUNT, CROP_SIZE
 from serving.errors import DeadlineExceeded, EngineFailed, ModelNotReady, Overloaded, ServingError
 from serving.preprocess import Pixels
+from serving.trail import onward
 from serving.triton_messages import (
     check_config,
     check_metadata,
@@ -184,7 +185,7 @@ class TritonBackend:
         for pause_s in (*RETRY_AFTER_S, None):
             try:
                 left_s = None if deadline_s is None else max(0.0, deadline_s - clock())
-                return await self._stub.ModelInfer(request, timeout=left_s)
+                return await self._stub.ModelInfer(request, timeout=left_s, metadata=onward())
             except grpc.aio.AioRpcError as error:
                 if pause_s is None or not _worth_another_try(error):
                     raise self._told(error) from error

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import uvicorn
 from PIL import Image
+from starlette.types import ASGIApp
 
 from serving.app import create_app
 from serving.backends import Backend, Inference, Model, ModelInfo
@@ -137,10 +138,14 @@ def run_alexnet(*arguments: str | Path, **environment: str) -> subprocess.Comple
 
 @contextmanager
 def serving(
-    settings: Settings, backend: Backend, others: Others | None = None, decoders: Decoders | None = None
+    settings: Settings,
+    backend: Backend,
+    others: Others | None = None,
+    decoders: Decoders | None = None,
+    traced: Callable[[ASGIApp], ASGIApp] | None = None,
 ) -> Iterator[str]:
     """The real app in a real uvicorn on a free loopback port; yields its URL."""
-    app = create_app(settings, backend, others, decoders=decoders)
+    app = create_app(settings, backend, others, decoders=decoders, traced=traced)
     config = uvicorn.Config(app, port=0, log_level="warning")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
