@@ -108,6 +108,9 @@ def _resource() -> Resource:
 
 
 def _onward(span: Span) -> tuple[tuple[str, str], ...]:
+    """Nothing where it was decided not to sample: Triton traces each request that carries a context."""
+    if not span.get_span_context().trace_flags.sampled:
+        return ()
     carried: dict[str, str] = {}
     _w3c.inject(carried, set_span_in_context(span))
     return tuple(carried.items())

@@ -147,18 +147,23 @@ def test_triton_is_shown_the_span_of_the_request_that_it_infers_for(spans: InMem
         assert context is not None and (f"{context.span_id:016x}", flags) == (span_id, "01")
 
 
-def test_without_tracing_triton_is_shown_nothing() -> None:
+def test_what_is_not_sampled_or_not_traced_shows_triton_nothing(spans: InMemorySpanExporter) -> None:
+    """Triton traces whatever carries a context."""
     shown: list[str] = []
 
     def note(context: grpc.ServicerContext) -> None:
         shown.extend(str(name) for name, _ in context.invocation_metadata())
 
+    header = parent()[0]
     with fake_triton(before=note) as triton:
+        with traced(spans, TritonBackend(triton.address, "alexnet", concurrency=1)) as client:
+            assert ask(client, traceparent=header.removesuffix("01") + "00").status_code == 200
         backend = TritonBackend(triton.address, "alexnet", concurrency=1)
         settings = Settings(port=0, decode_workers=1)
         with serving(settings, backend) as url, httpx.Client(base_url=url, timeout=20) as client:
-            assert ask(client, traceparent=parent()[0]).status_code == 200
+            assert ask(client, traceparent=header).status_code == 200
     assert shown and "traceparent" not in shown
+    assert spans.get_finished_spans() == ()
 
 
 # --- as a process, with a collector ---------------------------------------------------------------
