@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import socket
 import threading
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,19 +17,23 @@ import grpc
 import httpx
 import pytest
 from fake_triton import fake_triton
+from google.protobuf import json_format
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 from processes import gateway
-from support import FakeBackend, encoded, picture, serving, tiny_repository
+from support import FakeBackend, encoded, picture, serving, tiny_repository, triton_repository
+from test_stopping import until
 
 from serving.backends import Backend
 from serving.errors import EngineFailed
 from serving.settings import Settings
 from serving.tracing import Traced, Tracing
 from serving.trail import wanted
+from serving.triton import LocalTriton
 from serving.triton_backend import TritonBackend
 
 PHOTO = encoded(picture(47))
@@ -177,9 +183,8 @@ def collector() -> Iterator[tuple[str, list[ExportTraceServiceRequest]]]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             assert self.path == "/v1/traces" and "content-encoding" not in self.headers
-            came.append(
-                ExportTraceServiceRequest.FromString(self.rfile.read(int(self.headers["content-length"])))
-            )
+            body = self.rfile.read(int(self.headers["content-length"]))
+            came.append(parsed(body, is_json="json" in self.headers["content-type"]))
             self.send_response(200)
             self.send_header("content-length", "0")
             self.end_headers()
@@ -196,6 +201,29 @@ def collector() -> Iterator[tuple[str, list[ExportTraceServiceRequest]]]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def parsed(body: bytes, *, is_json: bool) -> ExportTraceServiceRequest:
+    """Triton's exporter writes JSON, with ids in hexadecimal, where protobuf's JSON has base64."""
+    if not is_json:
+        return ExportTraceServiceRequest.FromString(body)
+
+    def as_protobuf(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        ids = ("traceId", "spanId", "parentSpanId")
+        return {k: b64encode(bytes.fromhex(str(v))).decode() if k in ids else v for k, v in pairs}
+
+    told = json.loads(body, object_pairs_hook=as_protobuf)
+    return json_format.ParseDict(told, ExportTraceServiceRequest(), ignore_unknown_fields=True)
+
+
+def sent(came: list[ExportTraceServiceRequest]) -> list[Span]:
+    return [
+        span
+        for request in came
+        for resource in request.resource_spans
+        for scope in resource.scope_spans
+        for span in scope.spans
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +246,7 @@ def test_spans_reach_the_collector_of_the_environment_the_last_before_the_proces
     resources = [each for request in came for each in request.resource_spans]
     names = {a.key: a.value.string_value for each in resources for a in each.resource.attributes}
     assert names["service.name"] == "alexnet-serving"
-    found = [span for each in resources for scope in each.scope_spans for span in scope.spans]
+    found = sent(came)
     assert {span.name for span in found} == {"POST /classify", *STAGES}
     assert {span.trace_id.hex() for span in found} == {trace}
 
@@ -257,3 +285,28 @@ def test_the_standard_variables_turn_it_on_and_off() -> None:
     assert not wanted({"OTEL_EXPORTER_OTLP_ENDPOINT": ""})
     assert not wanted(there | {"OTEL_SDK_DISABLED": "TRUE"})
     assert not wanted(there | {"OTEL_TRACES_EXPORTER": "none"})
+
+
+def test_the_trace_goes_on_in_a_real_triton(
+    triton_installed: None, tmp_path: Path, spans: InMemorySpanExporter
+) -> None:
+    header, trace, _ = parent()
+    with collector() as (url, came):
+        told = ("mode=opentelemetry", f"opentelemetry,url={url}/v1/traces", "level=TIMESTAMPS", "count=-1",
+                "rate=0", "opentelemetry,bsp_schedule_delay=50")  # fmt: skip
+        arguments = [f"--trace-config={setting}" for setting in told]
+        with (
+            LocalTriton(triton_repository(tmp_path), arguments=arguments) as server,
+            traced(spans, TritonBackend(server.grpc, "alexnet", concurrency=1)) as client,
+        ):
+            assert ask(client).status_code == 200  # a trace of its own
+            until(lambda: len(sent(came)) == 3)  # its exporter sits on a trace that comes meanwhile
+            assert ask(client, traceparent=header).status_code == 200
+            until(lambda: len(sent(came)) == 6)
+    ours = {trace_of(span): span for span in requests_among(spans)}
+    tops = [span for span in sent(came) if span.name == "InferRequest"]
+    assert {span.trace_id.hex() for span in sent(came)} == set(ours), "and of no look at the model"
+    assert len(ours) == len(tops) == 2 and trace in ours
+    for top in tops:
+        context = ours[top.trace_id.hex()].context
+        assert context is not None and top.parent_span_id.hex() == f"{context.span_id:016x}"
