@@ -299,14 +299,15 @@ def test_the_trace_goes_on_in_a_real_triton(
             LocalTriton(triton_repository(tmp_path), arguments=arguments) as server,
             traced(spans, TritonBackend(server.grpc, "alexnet", concurrency=1)) as client,
         ):
-            assert ask(client).status_code == 200  # a trace of its own
-            until(lambda: len(sent(came)) == 3)  # its exporter sits on a trace that comes meanwhile
-            assert ask(client, traceparent=header).status_code == 200
-            until(lambda: len(sent(came)) == 6)
-    ours = {trace_of(span): span for span in requests_among(spans)}
+            def each_has_come() -> bool:
+                """Asked again, because a trace can stay with Triton's exporter until the next one comes."""
+                assert ask(client).status_code == 200  # a trace of its own
+                assert ask(client, traceparent=header).status_code == 200
+                return {trace} < {span.trace_id.hex() for span in sent(came) if span.name == "InferRequest"}
+
+            until(each_has_come)
+    ours = {(trace_of(span), span.context.span_id) for span in requests_among(spans) if span.context}
     tops = [span for span in sent(came) if span.name == "InferRequest"]
-    assert {span.trace_id.hex() for span in sent(came)} == set(ours), "and of no look at the model"
-    assert len(ours) == len(tops) == 2 and trace in ours
+    assert {trace} < {top.trace_id.hex() for top in tops}
     for top in tops:
-        context = ours[top.trace_id.hex()].context
-        assert context is not None and top.parent_span_id.hex() == f"{context.span_id:016x}"
+        assert (top.trace_id.hex(), int(top.parent_span_id.hex(), 16)) in ours, "and no look at the model"
