@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import tempfile
 import timeit
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import typer
 from rich.table import Table
 
 from commands.hand_over import hand_over_to
+from commands.low_rank import check_drop, factored, onnx_accuracy
 from commands.options import REPOSITORY, Repository, TritonServers
 from commands.photographs import crops_of, decode
 from commands.terminal import out, progress
@@ -37,6 +37,9 @@ def export(
         Path | None, typer.Option(help="train/ to calibrate INT8 on, val/ to check on [default: generated]")
     ] = None,
     full_width: Annotated[bool, typer.Option(help="multiply low-rank factors out to 4096 x 9216")] = False,
+    low_rank: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="factor fc6 and fc7 at this rank, on --data's train/")
+    ] = None,
     half_storage: Annotated[
         bool, typer.Option(help="store FP32's weights as FP16; the arithmetic stays FP32")
     ] = False,
@@ -59,25 +62,32 @@ def export(
         raise ExportError("INT8 is calibrated on photographs: give their folder with --data")
     hand_over = hand_over_to(triton)
     path = checkpoint / "checkpoint.safetensors" if checkpoint.is_dir() else checkpoint
-    loaded = load(path)
+    loaded = full = load(path)
+    if low_rank and full_width:
+        raise ExportError("--low-rank factors fc6 and fc7, --full-width multiplies factors out: give one")
+    if low_rank:
+        loaded = factored(full, data, low_rank)
     if full_width:
         loaded.net = expand(loaded.net)
     classes = [label.wnid for label in loaded.labels]
     images = None if data is None else crops_of(data, "val", loaded, 256)
     trained = data is not None and has_split(data, "train")
     training = decode(data, classes, "train", AUTO_IMAGES) if data and trained else None
-    measures = Precision.INT8 in wanted or (Precision.FP16 in wanted and _has_tensorrt())
+    measures = low_rank or Precision.INT8 in wanted or (Precision.FP16 in wanted and _has_tensorrt())
     validation = _validation(data, loaded) if data is not None and measures else None
+    if low_rank and validation:
+        check_drop(full, loaded, validation)
+    del full
     table = Table("MB", "ten crops ms", "max |dp|", "same top-1", "top-1 %", box=None)
     table.add_column("version", overflow="fold")
     served = True
     try:
         for each in wanted:  # FP16 is the last: a machine that cannot build engines publishes the others
             if each is Precision.FP16:
-                file, facts = _fp16_file(loaded, path, images, full_width)
+                file, facts = _fp16_file(loaded, path, images, _width(low_rank, full_width))
                 table.add_row(*_checked(file, facts))
                 again = {"--repository": repository, "--name": name, "--data": data}
-                form = _fp16(file, facts, _export_arguments(path, again, full_width))
+                form = _fp16(file, facts, _export_arguments(path, again, low_rank, full_width))
             else:
                 form = _form(each, data, loaded, half_storage)
             steps = 2 * len(validation.data.targets) if validation else 1
@@ -111,17 +121,11 @@ def _form(precision: Precision, data: Path | None, checkpoint: Checkpoint, half_
 
 def _validation(data: Path, checkpoint: Checkpoint) -> Validation:
     """The validation photographs, and the FP32 network's accuracy on them."""
-    from export.gate import onnx_predictor
     from export.publish import Validation
-    from export.to_onnx import to_onnx
-    from model.evaluate import accuracy
 
     decoded = decode(data, [label.wnid for label in checkpoint.labels])
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "fp32.onnx"
-        to_onnx(checkpoint.net, file)
-        with progress("fp32: accuracy", 2 * len(decoded.targets)) as advance:
-            return Validation(decoded, accuracy(onnx_predictor(file), decoded, advance))
+    unmeasured = Validation(decoded, {})
+    return replace(unmeasured, reference=onnx_accuracy(checkpoint, unmeasured, "fp32: accuracy"))
 
 
 def _has_tensorrt() -> bool:
@@ -135,14 +139,14 @@ def _has_tensorrt() -> bool:
 
 
 def _fp16_file(
-    checkpoint: Checkpoint, path: Path, images: Pixels | None, full_width: bool
+    checkpoint: Checkpoint, path: Path, images: Pixels | None, width: str
 ) -> tuple[Path, dict[str, Any]]:
     """The FP16 ONNX beside the checkpoint, checked, and what was measured of it."""
     from export.gate import generated_crops
     from export.publish import GATE_IMAGES
     from export.to_fp16 import write_checked
 
-    file = path.with_suffix(".full.fp16.onnx" if full_width else ".fp16.onnx")
+    file = path.with_suffix(f"{width}.fp16.onnx")
     crops = generated_crops(GATE_IMAGES) if images is None else images
     with progress("fp16: ONNX, two gates", 1):
         return file, write_checked(checkpoint.net, file, crops)
@@ -166,11 +170,18 @@ def _fp16(file: Path, facts: dict[str, Any], arguments: list[str]) -> Form:
     return fp16(file, facts, trt, gpu)
 
 
-def _export_arguments(path: Path, options: dict[str, Any], full_width: bool) -> list[str]:
+def _width(low_rank: int | None, full_width: bool) -> str:
+    """What tells a file of another width from the checkpoint's own: `.rank256`, `.full`."""
+    return f".rank{low_rank}" if low_rank else ".full" if full_width else ""
+
+
+def _export_arguments(
+    path: Path, options: dict[str, Any], low_rank: int | None, full_width: bool
+) -> list[str]:
     """This call again, for FP16 alone; what stands at its default is left out."""
     given = {"--repository": REPOSITORY, "--name": "alexnet", "--data": None}
     changed = [(name, str(value)) for name, value in options.items() if value != given[name]]
-    flags = ["--full-width"] if full_width else []
+    flags = ["--low-rank", str(low_rank)] if low_rank else ["--full-width"] if full_width else []
     return [str(path), "--precision", "fp16", *(part for pair in changed for part in pair), *flags]
 
 

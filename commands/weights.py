@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.progress import DownloadColumn, Progress
 
+from commands.low_rank import factored
 from commands.photographs import decode
 from commands.terminal import columns, err, out, progress
 
@@ -20,20 +21,16 @@ def compress(
 ) -> None:
     """Make fc6 and fc7 low rank, and every weight FP16; the accuracy left is measured and kept."""
     from model import checkpoint as checkpoints
-    from model.compress import low_rank, output_components, round_to_half
+    from model.compress import round_to_half
     from model.evaluate import accuracy, torch_predictor
 
     full = checkpoints.load(checkpoint)
-    classes = [label.wnid for label in full.labels]
-    decoded = decode(data, classes, "train")
-    with progress("principal components", len(decoded.targets)) as advance:
-        components = output_components(full.net, decoded, advance)
-    small = round_to_half(low_rank(full.net, components, rank))
-    del decoded
-    validation = decode(data, classes)
+    factors = factored(full, data, rank)
+    small = round_to_half(factors.net)
+    validation = decode(data, [label.wnid for label in full.labels])
     with progress("accuracy", 2 * len(validation.targets)) as advance:
         left = accuracy(torch_predictor(small), validation, advance)
-    facts = full.facts | {"accuracy": left}
+    facts = factors.facts | {"accuracy": left}
     import torch
 
     checkpoints.save(

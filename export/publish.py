@@ -86,6 +86,7 @@ def publish(
             "checkpoint": {"file": source.name, "sha256": sha256(source)},
             "model": {"file": file.name, "sha256": sha256(file), "bytes": file.stat().st_size},
             "parity": asdict(parity),
+            **{name: checkpoint.facts[name] for name in ("low_rank",) if name in checkpoint.facts},
             **form.facts,
             **_square(file, crops),
             **_accuracy(checkpoint, file, form, validation),

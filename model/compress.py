@@ -10,7 +10,7 @@ from torch import nn
 
 from model.data import Decoded
 from model.fold import PrincipalComponents, factor
-from model.net import HIDDEN, AlexNet, ArchitectureError
+from model.net import HIDDEN, AlexNet, Architecture, ArchitectureError
 from serving.contract import Crops
 from serving.preprocess import cut_crops
 
@@ -40,11 +40,26 @@ def output_components(
     return components
 
 
-def low_rank(net: AlexNet, components: dict[str, PrincipalComponents], rank: int) -> AlexNet:
-    """A copy of `net` whose fc6 and fc7 are products of rank `rank`."""
+def check_rank(net: AlexNet, rank: int) -> Architecture:
+    """The architecture at `rank`; raises ArchitectureError where `net` cannot be factored so."""
     if net.architecture.low_rank is not None:
-        raise ArchitectureError(f"the network is already of rank {net.architecture.low_rank}")
-    small = AlexNet(replace(net.architecture, low_rank=rank))
+        raise ArchitectureError(
+            f"the network is already of rank {net.architecture.low_rank}; factor the full one it was made of"
+        )
+    return replace(net.architecture, low_rank=rank)
+
+
+def low_rank(net: AlexNet, components: dict[str, PrincipalComponents], rank: int) -> AlexNet:
+    """A copy of `net` whose fc6 and fc7 are products of rank `rank`; from more images than that.
+
+    Raises ArchitectureError: N images span N - 1 components, and those beyond are arbitrary (all of
+    them together are a change of basis, and exact).
+    """
+    architecture = check_rank(net, rank)
+    images = min(of.count for of in components.values())
+    if images <= rank < HIDDEN:
+        raise ArchitectureError(f"rank {rank} needs more than {rank} photographs, and there are {images}")
+    small = AlexNet(architecture)
     state = net.state_dict()
     for name, components_of in components.items():
         layer = net.get_submodule(name)

@@ -160,3 +160,17 @@ def test_a_compressed_network_answers_as_at_full_rank_and_as_expanded() -> None:
         assert (full.logits(x) - net.logits(x)).abs().max() > 1e-3, "rank 16 is an approximation"
     with pytest.raises(ArchitectureError, match="already of rank 16"):
         low_rank(small, {}, 8)
+
+
+@pytest.mark.usefixtures("narrow")
+def test_a_rank_that_the_photographs_do_not_span_is_refused() -> None:
+    net = randomised(Architecture("2012", 4))
+    data = Decoded(
+        np.random.default_rng(3).integers(0, 256, (9, 256, 256, 3), np.uint8), np.zeros(9, np.int64)
+    )
+    components = output_components(net, data)
+    with pytest.raises(ArchitectureError, match="rank 9 needs more than 9 photographs, and there are 9"):
+        low_rank(net, components, 9)
+    assert low_rank(net, components, 8).architecture.low_rank == 8
+    with pytest.raises(ArchitectureError, match="ranks of 1 to 96, not 97"):
+        low_rank(net, components, 97)
