@@ -62,7 +62,7 @@ def check_drop(full: Checkpoint, small: Checkpoint, validation: Validation) -> N
 
 
 def onnx_accuracy(checkpoint: Checkpoint, validation: Validation, words: str) -> Accuracy:
-    """Of the FP32 network, by ONNX Runtime: several times faster on a CPU than torch."""
+    """Of the FP32 network, by ONNX Runtime."""
     from export.gate import onnx_predictor
     from export.to_onnx import to_onnx
     from model.evaluate import accuracy
