@@ -22,11 +22,11 @@ sys.meta_path.insert(0, imports())
 
 class Engine:
     async def start(self):
-        assert "fastapi" not in sys.modules, "imported before the engine begins to load"
         assert await asyncio.to_thread(came.wait, 30), "not imported before the engine has loaded"
         raise ModelNotReady("seen")
 
 
+assert "fastapi" not in sys.modules, "imported before the engine begins to load"
 try:
     asyncio.run(serve(Settings(), Engine(), print))
 except ModelNotReady as error:
