@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
@@ -15,6 +16,11 @@ from serving.errors import ModelNotReady
 from serving.settings import Settings
 from serving.triton import LocalTriton
 from serving.triton_environment import environment
+
+# A shell that starts the tests in the background has SIGINT ignored, in their children too: then those that
+# are told to stop by Ctrl-C would not.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

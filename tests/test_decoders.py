@@ -54,14 +54,14 @@ class Trap(Upload):
 
 DEADLY = Trap(calls=(os._exit, (9,)))
 ENDLESS = Trap(calls=(time.sleep, (3600,)))
+TRAPS = {b"die": DEADLY, b"hang": ENDLESS}
 
 
 class Trapped(Decoders):
     """Uploads of these words do to their worker what the words say."""
 
     def decode(self, source: Source) -> Pixels | Failure:
-        traps = {b"die": DEADLY, b"hang": ENDLESS}
-        return super().decode(traps.get(source.read(10), source))
+        return super().decode(TRAPS.get(source.read(10), source))
 
 
 @pytest.fixture(scope="module")
@@ -256,21 +256,21 @@ def assert_problem(answer: httpx.Response, reason: str, client: httpx.Client) ->
     assert f'alexnet_refusals_total{{reason="{reason}",status="422"}} 1.0' in client.get("/metrics").text
 
 
-@pytest.mark.parametrize(
-    ("number", "reason"), [(signal.SIGKILL, "decoder_crashed"), (None, "decode_timeout")]
-)
+@pytest.mark.parametrize("killed", [True, False])
 def test_a_decoder_that_is_killed_or_stuck_in_a_request_is_a_422_and_the_next_is_answered(
-    number: int | None, reason: str, caplog: pytest.LogCaptureFixture
+    killed: bool, caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with trapped(1) as (client, decoders), ThreadPoolExecutor(1) as pool:
+    has_it = tmp_path / "has it"
+    stuck = f"import pathlib, time; pathlib.Path({str(has_it)!r}).touch(); time.sleep(3600)"
+    monkeypatch.setitem(TRAPS, b"stuck", Trap(calls=(exec, (stuck,))))
+    with trapped(1, 30 if killed else 1) as (client, decoders), ThreadPoolExecutor(1) as pool:
         assert classify(client, PHOTO).status_code == 200
         (pid,) = decoders.pids
-        os.kill(pid, signal.SIGSTOP)
-        answer = pool.submit(classify, client, PHOTO)
-        if number is not None:
-            until(lambda: "alexnet_waiting_crops 1.0" in client.get("/metrics").text)
-            os.kill(pid, number)
-        assert_problem(answer.result(20), reason, client)
+        answer = pool.submit(classify, client, b"stuck")
+        until(has_it.exists)
+        if killed:
+            os.kill(pid, signal.SIGKILL)
+        assert_problem(answer.result(20), "decoder_crashed" if killed else "decode_timeout", client)
         assert "an upload cost its decoder" in caplog.text
         assert classify(client, PHOTO).status_code == 200
         assert pid not in decoders.pids
