@@ -15,16 +15,17 @@ import argparse
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httptools
 import numpy as np
 import numpy.typing as npt
-from closed_loop import HEADERS, multipart
+from closed_loop import multipart
 from figures import percentiles, table
+from light_client import LightClient
 from machine import machine
 from photographs import CROPS, given_folder, photographs
 
@@ -100,8 +101,13 @@ def mixed_urls(url: str) -> list[str]:
     return [f"{url}/classify?crops={crops}" for crops in asked]
 
 
+Post = Callable[[str, bytes], Awaitable[tuple[int, bytes]]]
+"""Sends a body to an address: the answer's status and body, or an exception in ERRORS."""
+ERRORS = (OSError, TimeoutError, httptools.HttpParserError)
+
+
 async def open_loop(
-    client: httpx.AsyncClient,
+    post: Post,
     urls: Sequence[str],
     bodies: Sequence[bytes],
     rate: float,
@@ -117,10 +123,9 @@ async def open_loop(
         answers.late_ms.append(1000 * (time.perf_counter() - due))
         told: dict[str, Any] = {}
         try:
-            answer = await client.post(url, content=body, headers=HEADERS)
-            status = str(answer.status_code)
-            told = answer.json() if answer.status_code == 200 else {}
-        except httpx.HTTPError as error:
+            number, answer = await post(url, body)
+            status, told = str(number), json.loads(answer) if number == 200 else {}
+        except ERRORS as error:
             status = type(error).__name__
         answers.note(status, 1000 * (time.perf_counter() - due), told)
 
@@ -137,10 +142,9 @@ async def open_loops(
     urls: Sequence[str], bodies: Sequence[bytes], rates: Sequence[float], seconds: float
 ) -> list[Answers]:
     """One rate after the other; a few photographs first, so that connections stand and engines are warm."""
-    unlimited = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    async with httpx.AsyncClient(timeout=TIMEOUT_S, limits=unlimited, trust_env=False) as client:
-        await open_loop(client, urls, bodies, min(rates), 2, seed=1)
-        return [await open_loop(client, urls, bodies, rate, seconds) for rate in rates]
+    async with LightClient(TIMEOUT_S) as client:
+        await open_loop(client.post, urls, bodies, min(rates), 2, seed=1)
+        return [await open_loop(client.post, urls, bodies, rate, seconds) for rate in rates]
 
 
 def main() -> None:
@@ -156,7 +160,7 @@ def main() -> None:
     url, rates = given.url.rstrip("/"), [float(rate) for rate in given.rates.split(",")]
     urls = [f"{url}/classify?crops={given.crops}"] if given.crops != "mixed" else mixed_urls(url)
     found = asyncio.run(open_loops(urls, bodies, rates, given.seconds))
-    print(machine(("httpx", "numpy")))
+    print(machine(("httptools", "numpy")))
     print("\n".join([*table(answer_rows(found)), "", *table(stage_rows(found))]))
     if given.json:
         given.json.write_text(json.dumps([asdict(each) for each in found]) + "\n")

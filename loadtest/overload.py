@@ -34,6 +34,7 @@ import psutil
 from closed_loop import HEADERS, closed_loop, multipart
 from dripping import dripping
 from figures import percentiles, table
+from light_client import LightClient
 from machine import machine
 from open_loop import Answers, open_loop
 from photographs import given_folder, photographs
@@ -56,7 +57,6 @@ def gateway(model: Path, body: bytes, *flags: str, leak: bool = False) -> Iterat
 
 async def flooded(url: str, bodies: list[bytes], rate: float, seconds: float) -> tuple[Answers, int, int]:
     """The answers, and how often /livez was asked, and did not answer 200 within a second."""
-    unlimited = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     alive = [0, 0]
 
     async def look(client: httpx.AsyncClient) -> None:
@@ -68,12 +68,9 @@ async def flooded(url: str, bodies: list[bytes], rate: float, seconds: float) ->
                 alive[1] += 1
             await asyncio.sleep(0.5)
 
-    async with (
-        httpx.AsyncClient(timeout=60, limits=unlimited, trust_env=False) as client,
-        httpx.AsyncClient(trust_env=False) as other,
-    ):
+    async with LightClient(60) as client, httpx.AsyncClient(trust_env=False) as other:
         looking = asyncio.create_task(look(other))
-        answers = await open_loop(client, [url + TEN], bodies, rate, seconds)
+        answers = await open_loop(client.post, [url + TEN], bodies, rate, seconds)
         looking.cancel()
     return answers, alive[0], alive[1]
 

@@ -10,11 +10,11 @@ import sys
 import threading
 from pathlib import Path
 
-import httpx
 import psutil
 import pytest
 from closed_loop import closed_loop, multipart
 from fake_triton import fake_triton
+from light_client import LightClient
 from open_loop import arrivals, mixed_urls, open_loop, open_loops
 from photographs import CROPS, generated
 from servers import free_port, memory, started
@@ -78,12 +78,11 @@ def test_latency_counts_from_the_intended_moment_so_a_stall_is_seen_by_all_who_c
     async def stalled() -> list[float]:
         over = asyncio.get_running_loop().time() + stall_s
 
-        async def answer(_: httpx.Request) -> httpx.Response:
+        async def answer(_url: str, _body: bytes) -> tuple[int, bytes]:
             await asyncio.sleep(max(0.0, over - asyncio.get_running_loop().time()))
-            return httpx.Response(200, json={})
+            return 200, b"{}"
 
-        async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
-            return (await open_loop(client, ["http://gateway/"], [b""], rate, seconds)).latencies_ms
+        return (await open_loop(answer, ["http://gateway/"], [b""], rate, seconds)).latencies_ms
 
     latencies = asyncio.run(stalled())
     due_ms = 1000 * arrivals(rate, seconds)
@@ -96,12 +95,56 @@ def test_errors_of_the_connection_are_counted_and_have_no_latency() -> None:
     url = f"http://127.0.0.1:{free_port()}"
 
     async def alone() -> dict[str, int]:
-        async with httpx.AsyncClient(trust_env=False) as client:
-            answers = await open_loop(client, [url], [b""], 20, 0.3)
+        async with LightClient(5) as client:
+            answers = await open_loop(client.post, [url], [b""], 20, 0.3)
         assert answers.latencies_ms == []
         return answers.statuses
 
-    assert set(asyncio.run(alone())) == {"ConnectError"}
+    assert set(asyncio.run(alone())) == {"ConnectionRefusedError"}
+
+
+def test_the_light_client_keeps_connections_and_tells_status_and_body() -> None:
+    async def asked(url: str) -> list[tuple[int, bytes]]:
+        async with LightClient(20) as client:
+            one = [await client.post(f"{url}/classify?crops=center", BODIES[0]) for _ in range(3)]
+            assert sum(map(len, client.idle.values())) == 1
+            at_once = (client.post(f"{url}/classify?crops={c}", BODIES[1]) for c in ("ten", "center", "none"))
+            found = one + await asyncio.gather(*at_once)
+            assert sum(map(len, client.idle.values())) == 3
+            return found
+
+    with serving(Settings(port=0), FakeBackend()) as url:
+        answers = asyncio.run(asked(url))
+    assert [status for status, _ in answers] == [200] * 5 + [400]
+    crops = [json.loads(body)["crops"] for status, body in answers if status == 200]
+    assert crops == [1, 1, 1, 10, 1]
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [(b"", "ConnectionResetError"), (b"SSH-2.0-x\r\n", "HttpParserError"), (None, "TimeoutError")],
+)
+def test_what_is_no_answer_is_an_error_and_the_next_one_has_a_connection_of_its_own(
+    said: bytes | None, error: str
+) -> None:
+    async def served(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        if said is None:
+            await reader.read()  # until the client leaves
+        else:
+            writer.write(said)
+        writer.close()
+
+    async def statuses() -> dict[str, int]:
+        server = await asyncio.start_server(served, "127.0.0.1", 0)
+        host, port = server.sockets[0].getsockname()
+        async with server, LightClient(0.2) as client:
+            answers = await open_loop(client.post, [f"http://{host}:{port}/"], [b"photograph"], 40, 0.2)
+            assert not any(client.idle.values())
+        return answers.statuses
+
+    found = asyncio.run(statuses())
+    assert set(found) == {error} and found[error] == len(arrivals(40, 0.2)) > 2
 
 
 SERVER = """
