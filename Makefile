@@ -12,10 +12,10 @@ DEV  := .venv-dev
 INPUTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help serve triton dev test lint types imports core train evaluate export bench loadtest lock clean distclean
+.PHONY: help serve triton dev test lint types imports core train evaluate export bench bench-gpu loadtest lock clean distclean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1~/' | awk -F'~' '{printf "%-18s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1~/' | awk -F'~' '{printf "%-18s %s\n", $$1, $$2}'
 
 serve: $(CORE)/.complete  ## the gateway; ARGS='--port 9000' passes flags on
 	$(CORE)/bin/alexnet serve $(ARGS)
@@ -51,6 +51,9 @@ export: $(DEV)/.complete  ## alexnet export; ARGS=CHECKPOINT
 
 bench: $(DEV)/.complete  ## the gateway beside FastAPI, LitServe, BentoML, Ray Serve; ARGS='--data DATA'
 	$(DEV)/bin/python loadtest/bench.py $(ARGS)
+
+bench-gpu: $(DEV)/.complete  ## torch, ONNX Runtime and TensorRT on an NVIDIA GPU; ARGS='--json FILE'
+	$(DEV)/bin/python loadtest/bench_gpu.py $(ARGS)
 
 loadtest: $(DEV)/.complete  ## how much a gateway can answer, and how soon: a report; ARGS='--images FOLDER'
 	$(DEV)/bin/python loadtest/load_test.py $(ARGS)

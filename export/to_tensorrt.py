@@ -22,6 +22,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from torch import Tensor
 from tritonclient.grpc import model_config_pb2
 
 from export.config import parse_config, plan_file
@@ -119,24 +120,26 @@ class Engine:
     """The inspector's own JSON, every layer with its types and tactic."""
 
 
-def build_engine(trt: Any, gpu: Gpu, model: Path, timing_cache: Path) -> Engine:
-    """Build, read back and check the engine of an ONNX file.
+def build_engine(
+    trt: Any, gpu: Gpu, model: Path, timing_cache: Path, batches: tuple[int, int, int] = PROFILE
+) -> Engine:
+    """Build, read back and check the engine of an ONNX file, for `batches` as in PROFILE.
 
     `timing_cache` spares measuring kernels anew; it is read if this TensorRT and GPU wrote it, and
     replaced whole. Raises ExportError with what TensorRT refused.
     """
     logger = trt.Logger(trt.Logger.WARNING)
-    plan = _build(trt, logger, model, timing_cache)
+    plan = _build(trt, logger, model, timing_cache, batches)
     runtime = trt.Runtime(logger)
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise ExportError(f"TensorRT {trt.__version__} cannot read the engine that it built of {model.name}")
-    layers = _inspect(trt, engine)
+    layers = _inspect(trt, engine, batches[-1])
     facts = {
         "tensorrt": trt.__version__,
         "gpu": gpu.name,
         "compute_capability": gpu.capability,
-        "batches": list(PROFILE),
+        "batches": list(batches),
         "layers": check_layers(layers),
     }
     return Engine(plan, {"engine": facts}, layers)
@@ -148,7 +151,9 @@ def write_engine(built: Engine, path: Path) -> None:
     path.with_suffix(".layers.json").write_text(built.layers + "\n", encoding="utf-8")
 
 
-def _build(trt: Any, logger: Any, model: Path, timing_cache: Path) -> bytes:
+def _build(
+    trt: Any, logger: Any, model: Path, timing_cache: Path, batches: tuple[int, int, int]
+) -> bytes:
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     network.name = model.name  # all that a plan can carry of its origin
@@ -160,7 +165,7 @@ def _build(trt: Any, logger: Any, model: Path, timing_cache: Path) -> bytes:
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector has no types otherwise
-    _add_profile(builder, config)
+    _add_profile(builder, config, batches)
     _read_timing_cache(config, timing_cache)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
@@ -177,16 +182,16 @@ def _parser_fault(error: Any) -> str:
     return f"node {error.node_name() or error.node()} ({error.node_operator()}): {error.desc()}"
 
 
-def _add_profile(builder: Any, config: Any) -> None:
-    shapes = [(size, CROP_SIZE, CROP_SIZE, CHANNELS) for size in PROFILE]
+def _add_profile(builder: Any, config: Any, batches: tuple[int, int, int]) -> None:
+    shapes = [(size, CROP_SIZE, CROP_SIZE, CHANNELS) for size in batches]
     profile = builder.create_optimization_profile()
     try:
         profile.set_shape(INPUT_NAME, *shapes)
         index = config.add_optimization_profile(profile)
     except ValueError as error:
-        raise ExportError(f"TensorRT refuses batches of {PROFILE} of {INPUT_NAME}: {error}") from error
+        raise ExportError(f"TensorRT refuses batches of {batches} of {INPUT_NAME}: {error}") from error
     if index < 0:
-        raise ExportError(f"TensorRT refuses batches of {PROFILE} of {INPUT_NAME} as a profile")
+        raise ExportError(f"TensorRT refuses batches of {batches} of {INPUT_NAME} as a profile")
 
 
 def _read_timing_cache(config: Any, path: Path) -> None:
@@ -230,13 +235,13 @@ def check_plan(trt: Any, gpu: Gpu, config_text: str, path: Path) -> None:
         )
 
 
-def _inspect(trt: Any, engine: Any) -> str:
+def _inspect(trt: Any, engine: Any, batch: int) -> str:
     """Every layer at the largest batch; without a context, what depends on the batch would be left out."""
     context = engine.create_execution_context()
     inspector = engine.create_engine_inspector()
-    largest = (MAX_BATCH, CROP_SIZE, CROP_SIZE, CHANNELS)
+    largest = (batch, CROP_SIZE, CROP_SIZE, CHANNELS)
     if context is None or not context.set_input_shape(INPUT_NAME, largest):
-        raise ExportError(f"the engine takes no batch of {MAX_BATCH}")
+        raise ExportError(f"the engine takes no batch of {batch}")
     inspector.execution_context = context
     information: str = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
     return information
@@ -283,23 +288,43 @@ def _types(layer: dict[str, Any]) -> str:
     )
 
 
-def engine_predictor(trt: Any, gpu: Gpu, plan: Path) -> Predict:
-    """A plan as a function of NumPy arrays; raises ExportError if it cannot be loaded here."""
+@dataclass(frozen=True)
+class LoadedEngine:
+    """A plan that runs on tensors of its own device, on torch's current stream."""
+
+    name: str
+    context: Any
+    classes: int
+    stream: Callable[[], int]
+
+    def run(self, images: Tensor, answers: Tensor) -> None:
+        """uint8 [N, 224, 224, 3] -> float32 [N, classes], perhaps under way still when this returns."""
+        context, batch = self.context, len(images)
+        if not context.set_input_shape(INPUT_NAME, tuple(images.shape)):
+            raise ExportError(f"{self.name}: a batch of {batch} is outside its profile")
+        context.set_tensor_address(INPUT_NAME, images.data_ptr())
+        context.set_tensor_address(OUTPUT_NAME, answers.data_ptr())
+        if not context.execute_async_v3(self.stream()):
+            raise ExportError(f"{self.name}: a batch of {batch} fails")
+
+
+def load_engine(trt: Any, gpu: Gpu, plan: Path) -> LoadedEngine:
+    """A plan's file; raises ExportError if it cannot be loaded here."""
     engine = _load(trt, gpu, plan)
     context = engine.create_execution_context()
     if context is None:
         raise ExportError(f"{plan}: no memory on {gpu.name} to run it")
-    classes = engine.get_tensor_shape(OUTPUT_NAME)[-1]
+    return LoadedEngine(plan.name, context, engine.get_tensor_shape(OUTPUT_NAME)[-1], gpu.stream)
+
+
+def engine_predictor(trt: Any, gpu: Gpu, plan: Path) -> Predict:
+    """A plan as a function of NumPy arrays; raises ExportError if it cannot be loaded here."""
+    loaded = load_engine(trt, gpu, plan)
 
     def predict(crops: Pixels) -> Probabilities:
         images = torch.from_numpy(np.ascontiguousarray(crops)).to(gpu.device)  # uint8 [N, 224, 224, 3]
-        answers = torch.empty(len(crops), classes, dtype=torch.float32, device=gpu.device)
-        if not context.set_input_shape(INPUT_NAME, tuple(images.shape)):
-            raise ExportError(f"{plan.name}: a batch of {len(crops)} is outside its profile")
-        context.set_tensor_address(INPUT_NAME, images.data_ptr())
-        context.set_tensor_address(OUTPUT_NAME, answers.data_ptr())
-        if not context.execute_async_v3(gpu.stream()):
-            raise ExportError(f"{plan.name}: a batch of {len(crops)} fails")
+        answers = torch.empty(len(crops), loaded.classes, dtype=torch.float32, device=gpu.device)
+        loaded.run(images, answers)
         probabilities: Probabilities = answers.cpu().numpy()  # waits for the stream
         return probabilities
 
