@@ -71,6 +71,15 @@ class HostEvent:
 STREAM = Stream(CPU, 0, HostEvent, lambda: None)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """On a busy machine torch's threads wait for each other at every operator."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def net() -> AlexNet:
     return random_net(Architecture("2012", 7, low_rank=16))
@@ -353,9 +362,9 @@ def test_an_onnx_runtime_that_would_use_the_cpu_unsaid_is_refused() -> None:
 def test_every_row_that_cannot_run_here_is_named_with_its_reason(job: Job) -> None:
     """The whole table on a machine without a card, torch's rows on the CPU."""
     quick = replace(job, absent={"tf32": "no TF32 here", "bf16": "no bf16 here"}, seconds=1e-3)
-    found = list(rows(quick, [1, 2], training_batch=1))
+    found = list(rows(quick, [1], training_batch=1))
     assert [(row.engine, row.precision, row.batch) for row in found] == [
-        *((engine, precision, batch) for engine, precision in ENGINES for batch in (1, 2)),
+        *((engine, precision, 1) for engine, precision in ENGINES),
         ("upload", "fp32", 1), *(("train", kind, 1) for kind in gpu_training.KINDS),
     ]  # fmt: skip
     measured = {(row.engine, row.precision) for row in found if row.times}
