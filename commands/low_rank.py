@@ -11,6 +11,7 @@ from commands.photographs import decode
 from commands.terminal import progress
 
 if TYPE_CHECKING:
+    from export.forms import Form
     from export.publish import Validation
     from model.checkpoint import Checkpoint
     from model.evaluate import Accuracy
@@ -43,15 +44,15 @@ def factored(full: Checkpoint, data: Path | None, rank: int) -> Checkpoint:
     return Checkpoint(net, full.labels, kept | found)
 
 
-def check_drop(full: Checkpoint, small: Checkpoint, validation: Validation) -> None:
+def check_drop(full: Form, small: Checkpoint, validation: Validation) -> None:
     """Measure what the factors cost on `validation`, keep it in `small`'s facts; ExportError if too much.
 
-    `validation.reference` is the small network's accuracy.
+    `full`: the network they were found in, in FP32. `validation.reference` is the small network's accuracy.
     """
     from export.gate import FP32_BOUNDS, check_accuracy
     from export.to_onnx import ExportError
 
-    reference = onnx_accuracy(full, validation, "full rank: accuracy")
+    reference = form_accuracy(full, validation, "full rank: accuracy")
     facts = small.facts["low_rank"]
     try:
         check_accuracy(validation.reference, reference, replace(FP32_BOUNDS, accuracy_drop=ACCURACY_DROP))
@@ -63,12 +64,17 @@ def check_drop(full: Checkpoint, small: Checkpoint, validation: Validation) -> N
 
 def onnx_accuracy(checkpoint: Checkpoint, validation: Validation, words: str) -> Accuracy:
     """Of the FP32 network, by ONNX Runtime."""
-    from export.gate import onnx_predictor
-    from export.to_onnx import to_onnx
+    from export.forms import fp32
+
+    return form_accuracy(fp32(checkpoint.net), validation, words)
+
+
+def form_accuracy(form: Form, validation: Validation, words: str) -> Accuracy:
+    """Of the file that the form writes, as it is served."""
     from model.evaluate import accuracy
 
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "fp32.onnx"
-        to_onnx(checkpoint.net, file)
+        file = Path(folder) / form.target.file
+        form.write(file)
         with progress(words, 2 * len(validation.data.targets)) as advance:
-            return accuracy(onnx_predictor(file), validation.data, advance)
+            return accuracy(form.target.predictor(file), validation.data, advance)

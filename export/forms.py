@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from export.calibration import Calibration
 from export.config import check_file, config_text, tensorrt_config_text
@@ -26,6 +27,12 @@ class Precision(StrEnum):
     FP32 = "fp32"
     INT8 = "int8"
     FP16 = "fp16"
+
+
+class WriteOnnx(Protocol):
+    """`export.to_onnx.to_onnx`, or what stands for it."""
+
+    def __call__(self, net: AlexNet, path: Path, *, half_storage: bool = False) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -56,11 +63,20 @@ class Form:
         return name if self.precision is Precision.FP32 else f"{name}_{self.precision}"
 
 
-def fp32(net: AlexNet, *, half_storage: bool = False) -> Form:
+def fp32(net: AlexNet, *, half_storage: bool = False, write: WriteOnnx = to_onnx) -> Form:
     """One FP32 graph; `half_storage` keeps its large weights as FP16."""
-    return Form(
-        Precision.FP32, lambda path: to_onnx(net, path, half_storage=half_storage), FP32_BOUNDS
-    )
+    return Form(Precision.FP32, lambda path: write(net, path, half_storage=half_storage), FP32_BOUNDS)
+
+
+def once(form: Form, file: Path) -> Form:
+    """The form, whose file is made at `file` when it is first wanted; it is copied from there."""
+
+    def write(path: Path) -> None:
+        if not file.exists():
+            form.write(file)
+        shutil.copyfile(file, path)
+
+    return replace(form, write=write)
 
 
 def int8(

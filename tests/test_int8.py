@@ -15,8 +15,8 @@ import support
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from support import run_alexnet
+from sure import decided, saved
 
 from export.calibration import LEVELS, METHODS, Calibration, Observed, Range, observe
 from export.forms import int8
@@ -24,14 +24,12 @@ from export.gate import INT8_BOUNDS, check_accuracy, check_parity, generated_cro
 from export.publish import Validation, publish
 from export.to_int8 import LRN_BOUND, calibrate, int8_graph, lrn_line, to_int8
 from export.to_onnx import ExportError
-from model import checkpoint as checkpoints
 from model.checkpoint import Checkpoint
 from model.data import Decoded
 from model.evaluate import Probabilities, torch_predictor
 from model.net import VARIANTS, AlexNet
-from serving.contract import CENTRE, INPUT_NAME, OUTPUT_NAME, Crops
-from serving.postprocess import Label
-from serving.preprocess import Pixels, cut_crops
+from serving.contract import INPUT_NAME, OUTPUT_NAME
+from serving.preprocess import Pixels
 
 CLASSES = 7
 NEAR = 0.035
@@ -199,13 +197,6 @@ def source(net: AlexNet, tmp_path: Path) -> tuple[Checkpoint, Path]:
     return saved(net, tmp_path)
 
 
-def saved(net: AlexNet, tmp_path: Path) -> tuple[Checkpoint, Path]:
-    labels = [Label(f"n{index:08}", f"class {index}") for index in range(net.architecture.classes)]
-    checkpoint, path = Checkpoint(net, labels, {"accuracy": {"top1_ten": 0.5}}), tmp_path / "net.safetensors"
-    checkpoints.save(path, checkpoint)
-    return checkpoint, path
-
-
 def photographs(net: AlexNet, count: int) -> Decoded:
     """Squares, and what the network itself says of their centre crops as their classes."""
     squares = np.pad(generated_crops(count, seed=9), ((0, 0), (16, 16), (16, 16), (0, 0)), mode="reflect")
@@ -259,22 +250,6 @@ def test_int8_that_loses_too_much_is_not_published(
 def test_no_photographs_is_told(net: AlexNet, crops: Pixels) -> None:
     with pytest.raises(ExportError, match="--data"):
         int8(net, crops[:0], crops)
-
-
-def decided(net: AlexNet, folder: Path, each: int) -> None:
-    """An image folder DATA/{train,val}/<class>/*.png of pictures that the network is sure of."""
-    squares = np.pad(generated_crops(40, seed=3), ((0, 0), (16, 16), (16, 16), (0, 0)), mode="reflect")
-    predict = torch_predictor(net)
-    views = np.stack([predict(cut_crops(square, Crops.TEN)) for square in squares])
-    said = np.stack([views[:, CENTRE], views.mean(axis=1)])  # [2, squares, classes]
-    for target in range(net.architecture.classes):
-        lead = said[..., target] - np.delete(said, target, axis=2).max(axis=2)
-        surest = np.argsort(-lead.min(axis=0))[: 2 * each]
-        for split, chosen in (("train", surest[::2]), ("val", surest[1::2])):
-            place = folder / split / f"n{target:08}"
-            place.mkdir(parents=True)
-            for index in chosen:
-                Image.fromarray(squares[index]).save(place / f"{index}.png")
 
 
 def test_one_line_exports_every_precision_and_tells_how_each_did(tmp_path: Path) -> None:
