@@ -6,8 +6,10 @@ A provider of our own, not the global one: no other library's spans join in unas
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -25,6 +27,7 @@ from serving.access import QUIET
 from serving.trail import Trail, following
 
 NAME: Final = "alexnet-serving"
+PROTOCOL: Final = "http/protobuf"
 CLOSE_S: Final = 3.0
 """What is not sent by then is lost: a collector that hangs does not keep the gateway from ending."""
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
@@ -36,10 +39,12 @@ class Tracing:
     """Makes spans; `processor`: where they go, by default in batches to the collector of the environment.
 
     Spans wait in a bounded queue and are sent by a thread: where the collector is slow or gone they are
-    dropped, and requests know nothing of it.
+    dropped, and requests know nothing of it. Raises ValueError where the environment asks for a protocol
+    that is not spoken here.
     """
 
     def __init__(self, processor: SpanProcessor | None = None) -> None:
+        _check_protocol()
         self._provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)
         self._provider.add_span_processor(processor or BatchSpanProcessor(OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer(NAME)
@@ -97,6 +102,18 @@ class Traced:
         finally:
             trail.end()
             self._tracing.end(span, scope, trail, status)
+
+
+def _check_protocol(environment: Mapping[str, str] = os.environ) -> None:
+    """The exporter itself would send OTLP over HTTP to a port that expects gRPC, and tell nobody."""
+    for name in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
+        if said := environment.get(name):
+            if said != PROTOCOL:
+                raise ValueError(
+                    f"{name}={said}, but spans are sent as {PROTOCOL} alone: name that, and the "
+                    "collector's port for it (by itself 4318) in the endpoint"
+                )
+            return
 
 
 def _resource() -> Resource:

@@ -278,6 +278,18 @@ def test_without_the_extra_one_line_says_so_and_all_is_served(repository: Path, 
     assert "Traceback" not in "".join(server.log)
 
 
+@pytest.mark.parametrize("signal", ["", "TRACES_"])
+def test_a_protocol_that_is_not_spoken_is_refused_at_the_start_and_the_signals_own_counts_first(
+    signal: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"OTEL_EXPORTER_OTLP_{signal}PROTOCOL"
+    monkeypatch.setenv(name, "grpc")
+    with pytest.raises(ValueError, match=f"{name}=grpc.*http/protobuf.*4318"):
+        Tracing(SimpleSpanProcessor(InMemorySpanExporter()))
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf")
+    Tracing(SimpleSpanProcessor(InMemorySpanExporter())).close()
+
+
 def test_the_standard_variables_turn_it_on_and_off() -> None:
     there = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}
     assert not wanted({}) and wanted(there)
