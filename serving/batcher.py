@@ -99,6 +99,8 @@ class Batcher:
             _tell(items, inference, started)
         except Exception as error:  # noqa: BLE001  each of those who wait is told
             for item in items:
+                if item.trail:
+                    item.trail.failed(item.since, started, error)
                 if not item.done.done():
                     item.done.set_exception(error)
         finally:

@@ -24,6 +24,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.access import QUIET
+from serving.metrics import spelled
 from serving.trail import Trail, following
 
 NAME: Final = "alexnet-serving"
@@ -64,9 +65,13 @@ class Tracing:
                 span.set_status(Status(StatusCode.ERROR))
             epoch_ns = time.time_ns() - time.perf_counter_ns()
             below = set_span_in_context(span)
-            for stage, began_s, ended_s in trail.stages:
-                child = self._tracer.start_span(stage, below, start_time=epoch_ns + int(1e9 * began_s))
-                child.end(epoch_ns + int(1e9 * ended_s))
+            for stage in trail.stages:
+                began_ns, ended_ns = (epoch_ns + int(1e9 * at_s) for at_s in (stage.began_s, stage.ended_s))
+                child = self._tracer.start_span(stage.name, below, start_time=began_ns)
+                if stage.failed:
+                    child.set_attribute("error.type", spelled(stage.failed))
+                    child.set_status(Status(StatusCode.ERROR))
+                child.end(ended_ns)
         span.end()
 
     def close(self) -> None:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,13 +16,29 @@ from dataclasses import dataclass, field
 Headers = tuple[tuple[str, str], ...]
 
 
+@dataclass(frozen=True)
+class Stage:
+    """Begin and end in seconds of time.perf_counter; `failed`: the kind of error that ended it."""
+
+    name: str
+    began_s: float
+    ended_s: float
+    failed: str | None = None
+
+
 @dataclass
 class Trail:
     """One request's. `headers`: what continues its trace elsewhere (W3C traceparent, tracestate)."""
 
     headers: Headers = ()
-    stages: list[tuple[str, float, float]] = field(default_factory=list)
-    """Name, begin and end in seconds of time.perf_counter, in the order of their ends."""
+    stages: list[Stage] = field(default_factory=list)
+    """In the order of their ends."""
+
+    def failed(self, waited_since_s: float, began_s: float, error: Exception) -> None:
+        """Note an inference that has just failed, and that it was waited for. Its error's kind alone: words
+        may hold an address."""
+        self.stages.append(Stage("queue", waited_since_s, began_s))
+        self.stages.append(Stage("infer", began_s, time.perf_counter(), type(error).__name__))
 
     def end(self) -> None:
         """Tasks that the request left behind have its context, but are none of its work."""
@@ -39,7 +56,7 @@ def current() -> Trail | None:
 def passed(stage: str, began_s: float, ended_s: float) -> None:
     """Note a stage of the current request; seconds of time.perf_counter."""
     if trail := _current.get():
-        trail.stages.append((stage, began_s, ended_s))
+        trail.stages.append(Stage(stage, began_s, ended_s))
 
 
 def onward() -> Headers | None:

@@ -121,6 +121,24 @@ def test_a_refusal_tells_its_reason_only_a_failure_is_an_error_and_health_is_no_
     assert absent.name == "GET" and "anna" not in absent.to_json()
 
 
+def test_an_inference_that_fails_is_a_span_with_its_kind_of_error_and_no_words(
+    spans: InMemorySpanExporter,
+) -> None:
+    def fail() -> None:
+        raise EngineFailed("10.1.2.3 is gone")
+
+    with traced(spans, FakeBackend(before=fail)) as client:
+        assert ask(client).status_code == 502
+    (request,) = requests_among(spans)
+    below = {span.name: span for span in spans.get_finished_spans() if span is not request}
+    assert set(below) == {"read", "decode", "queue", "infer"}
+    infer = below["infer"]
+    assert infer.status.status_code is StatusCode.ERROR and below["queue"].status.is_unset
+    assert infer.attributes == {"error.type": "engine_failed"}
+    assert infer.parent is not None and infer.parent == request.context
+    assert "10.1.2.3" not in infer.to_json()
+
+
 def test_triton_is_shown_the_span_of_the_request_that_it_infers_for(spans: InMemorySpanExporter) -> None:
     """Also of one that waited for a place, whose inference the request before it sets off."""
     shown: list[str] = []
