@@ -99,6 +99,7 @@ def flood(given: argparse.Namespace, bodies: list[bytes]) -> list[list[str]]:
         speed = [f"{rate:.1f}", f"{rate / saturation:.2f}", f"{times.p50:.0f}", f"{times.p99:.0f}"]
         health = [str(found.degraded), statuses, f"{failed} of {looks}", f"{before:.0f}", f"{after:.0f}"]
         rows.append([title, *speed, *health])
+        print(f"{title}: {rate / saturation:.2f} of saturation, {statuses}", file=sys.stderr, flush=True)
     return rows
 
 
