@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 import httptools
 from closed_loop import HEADERS
 
+KEPT_S = 4.0
+"""A connection that was idle for longer is not used again: uvicorn closes it after 5 s, perhaps just then."""
 HEAD = "POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: {type}\r\nContent-Length: {length}\r\n\r\n"
 
 
@@ -25,6 +27,12 @@ class Connection(asyncio.Protocol):
         self.parser = httptools.HttpResponseParser(self)
         self.body = bytearray()
         self.answer: asyncio.Future[tuple[int, bytes]] | None = None
+        self.idle_since = 0.0
+
+    @property
+    def is_fresh(self) -> bool:
+        """The server will not close it at this moment for having been idle."""
+        return asyncio.get_running_loop().time() - self.idle_since < KEPT_S
 
     def ask(self, request: list[bytes]) -> asyncio.Future[tuple[int, bytes]]:
         """The status and the body of the answer; ConnectionResetError where it ends without one."""
@@ -55,6 +63,7 @@ class Connection(asyncio.Protocol):
         if answer is not None and not answer.done():
             answer.set_result((self.parser.get_status_code(), bytes(self.body)))
         if self.parser.should_keep_alive() and answer is not None:
+            self.idle_since = asyncio.get_running_loop().time()
             self.idle.append(self)
         else:
             self.transport.close()
@@ -97,7 +106,10 @@ class LightClient:
         path = f"{to.path or '/'}?{to.query}" if to.query else to.path or "/"
         head = HEAD.format(path=path, host=to.netloc, type=HEADERS["Content-Type"], length=len(body))
         async with asyncio.timeout(self.timeout_s):
-            connection = idle.pop() if idle else await self._connected(to.hostname or "", to.port or 80, idle)
+            if idle and idle[-1].is_fresh:  # the newest; those below it are older
+                connection = idle.pop()
+            else:
+                connection = await self._connected(to.hostname or "", to.port or 80, idle)
             try:
                 return await connection.ask([head.encode(), body])
             except asyncio.CancelledError:

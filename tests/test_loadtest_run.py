@@ -120,6 +120,21 @@ def test_the_light_client_keeps_connections_and_tells_status_and_body() -> None:
     assert crops == [1, 1, 1, 10, 1]
 
 
+def test_a_connection_that_the_server_may_close_at_any_moment_is_not_used_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def connections(kept_s: float) -> int:
+        monkeypatch.setattr("light_client.KEPT_S", kept_s)
+        async with LightClient(20) as client:
+            for _ in range(3):
+                assert (await client.post(f"{url}/classify?crops=center", BODIES[0]))[0] == 200
+            return sum(map(len, client.idle.values()))
+
+    with serving(Settings(port=0), FakeBackend()) as url:
+        assert asyncio.run(connections(4.0)) == 1
+        assert asyncio.run(connections(0.0)) == 3
+
+
 @pytest.mark.parametrize(
     ("said", "error"),
     [(b"", "ConnectionResetError"), (b"SSH-2.0-x\r\n", "HttpParserError"), (None, "TimeoutError")],
