@@ -186,5 +186,5 @@ def test_peers_have_the_engine_and_the_decoder_of_the_constraints() -> None:
     """A peer with an older ONNX Runtime or Pillow would be slower than it need be."""
     pinned = set((ROOT / "constraints.txt").read_text().splitlines())
     assert set(COMMON) <= pinned
-    ours = {each for each in PEERS["fastapi"] if not each.startswith("uvloop")}  # which this gateway does not use
+    ours = {each for each in PEERS["fastapi"] if not each.startswith("uvloop")}  # the gateway has none
     assert ours and ours <= pinned
