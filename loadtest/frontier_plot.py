@@ -99,13 +99,15 @@ class _Panel:
         points = [self._place(*self._of(each)) for each in chosen]
         joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         parts = [f'<polyline points="{joined}" fill="none" stroke="{colour}" opacity="0.5"/>']
-        below = precision == "int8"
-        for each, (x, y) in zip(chosen, points, strict=True):
-            name = "full" if each.rank is None else str(each.rank)
+        for index, (each, (x, y)) in enumerate(zip(chosen, points, strict=True)):
+            dx, dy, side = (-8, 4, "end") if index % 2 == 0 else (8, 4, "start")  # neighbours lie close
+            name = str(each.rank)
+            if each.rank is None:
+                name, dx, dy, side = "full", 0, -9, "middle"
             parts += [
                 f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>',
-                f'<text x="{x:.1f}" y="{y + (18 if below else -9):.1f}" font-size="11" '
-                f'text-anchor="middle" fill="{colour}">{name}</text>',
+                f'<text x="{x + dx:.1f}" y="{y + dy:.1f}" font-size="11" '
+                f'text-anchor="{side}" fill="{colour}">{name}</text>',
             ]
         return parts
 
